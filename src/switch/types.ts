@@ -1,0 +1,162 @@
+/**
+ * What a person configures and what a person sees: the words of the library, the management API and the CLI.
+ * Everything here is plain JSON data with camelCase fields. Counters are seen from the switch:
+ * `rx` came from the guest, `tx` went to the guest.
+ */
+
+/** How a worker waits: `adaptive` spins, then sleeps in the kernel; `busy` never sleeps. */
+export type PollMode = 'adaptive' | 'busy';
+
+/** Who owns the socket: `server` listens on it, `client` dials it and dials again when it is gone. */
+export type Role = 'server' | 'client';
+
+/** A port as configured. One kind of port so far. */
+export interface PortSpec {
+  /** 1 to 63 characters of `A-Z a-z 0-9 _ . -`, the first a letter or digit; unique in the switch. */
+  name: string;
+  type: 'vhost-user';
+  /** Path of the unix socket, at most 107 bytes. */
+  target: string;
+  /** Default `server`. */
+  role?: Role;
+  /** Most MAC addresses learned on this port; default: the switch's `maxAddressesPerPort`. */
+  maxAddresses?: number;
+}
+
+export interface SwitchOptions {
+  /** Default `vireo`; names the control socket. Same alphabet as a port's name. */
+  name?: string;
+  /** Worker threads, 1 to 32; default 1. */
+  workers?: number;
+  /** CPUs to pin the workers to, one each; default: not pinned. */
+  cpus?: number[];
+  /** Default `adaptive`. */
+  poll?: PollMode;
+  /** Seconds after which an address that was not seen is forgotten; default 300 (IEEE 802.1D). */
+  ageing?: number;
+  /** Most MAC addresses learned on one port; default 4096. */
+  maxAddressesPerPort?: number;
+  /** Ports to start with. */
+  ports?: PortSpec[];
+}
+
+export interface Counters {
+  rxPackets: number;
+  rxBytes: number;
+  rxDrops: number;
+  txPackets: number;
+  txBytes: number;
+  txDrops: number;
+}
+
+/**
+ * `listening`, `dialing`: no front-end yet. `connected`: a front-end negotiates. `up`: both rings run and are
+ * enabled. `broken`: a queue was stopped for what the guest did. `failed`: the socket can't be used.
+ */
+export type PortState = 'listening' | 'dialing' | 'connected' | 'up' | 'broken' | 'failed';
+
+export interface PortStatus extends Counters {
+  name: string;
+  type: string;
+  target: string;
+  role: Role;
+  state: PortState;
+  /** What the rings negotiated, for the table: e.g. `split 256 mrg in-order`; empty before that. */
+  rings: string;
+  /** The last thing that went wrong, in one sentence; null if nothing did. */
+  lastError: string | null;
+}
+
+export interface QueueStatus {
+  index: number;
+  /** From the switch: `rx` takes packets from the guest, `tx` gives packets to the guest. */
+  direction: 'rx' | 'tx';
+  kind: 'split';
+  /** Descriptors; 0 before it is configured. */
+  size: number;
+  state: 'stopped' | 'running' | 'broken';
+  enabled: boolean;
+  /** The worker that polls it; null when none does. */
+  worker: number | null;
+  /** Why it is broken; null when it is not. */
+  error: string | null;
+  packets: number;
+  bytes: number;
+  /** Interrupts sent to the guest. */
+  notifications: number;
+  /** By reason, only reasons that occurred. */
+  drops: Record<string, number>;
+}
+
+export interface MemoryRegionStatus {
+  /** Guest physical address, hexadecimal with 0x. */
+  guestAddress: string;
+  /** Bytes. */
+  size: number;
+  /** Bytes in a page of the backing file. */
+  pageSize: number;
+  /** False: the front-end could truncate the file under us. */
+  sealed: boolean;
+}
+
+export interface PortDetail extends PortStatus {
+  features: {
+    offered: string[];
+    acknowledged: string[];
+    /** Features that a guest usually wants and doesn't have here, and why. */
+    missing: { name: string; reason: string }[];
+  };
+  protocolFeatures: { offered: string[]; acknowledged: string[] };
+  queues: QueueStatus[];
+  memory: MemoryRegionStatus[];
+  /** Drops of all queues by reason, only reasons that occurred. */
+  drops: Record<string, number>;
+  addresses: { learned: number; limit: number };
+  /** Times a front-end connected. */
+  connections: number;
+}
+
+export interface FdbEntry {
+  /** `52:54:00:12:34:56` */
+  mac: string;
+  port: string;
+  /** Seconds since a frame came from it. */
+  age: number;
+}
+
+export interface WorkerStatus {
+  id: number;
+  /** The CPU it is pinned to; null when not pinned. */
+  cpu: number | null;
+  /** Share of one core since the last look, 0 to 100. */
+  cpuPercent: number;
+  /** Queues it polls. */
+  queues: number;
+}
+
+export interface SwitchStatus {
+  name: string;
+  version: string;
+  pid: number;
+  /** Seconds. */
+  uptime: number;
+  node: string;
+  poll: PollMode;
+  ports: number;
+  workers: WorkerStatus[];
+  fdb: { entries: number; limit: number; ageing: number; maxAddressesPerPort: number };
+  /** Bytes of resident memory of the process, guest memory that it touched included. */
+  residentBytes: number;
+}
+
+/** Events of a switch, with what each carries. */
+export interface SwitchEvents {
+  /** Both rings of the port run. */
+  guestUp: [event: { port: string }];
+  /** The front-end left or stopped its rings. */
+  guestDown: [event: { port: string; reason: string }];
+  /** The guest broke a rule of the ring: this queue is stopped, others go on. */
+  queueBroken: [event: { port: string; queue: number; reason: string }];
+  /** A connection was ended for what the front-end sent, or a socket failed. */
+  portError: [event: { port: string; error: string }];
+}
