@@ -1,0 +1,20 @@
+/** The one error class of the switch: a code for programs, a sentence for people. */
+
+/**
+ * `NO_SUCH_PORT`, `PORT_EXISTS`: a port's name. `BAD_SPEC`: a port or an option is wrongly described.
+ * `LIMIT`: the switch holds no more of it. `SOCKET`: a socket's path can't be used.
+ */
+export type SwitchErrorCode = 'NO_SUCH_PORT' | 'PORT_EXISTS' | 'BAD_SPEC' | 'LIMIT' | 'SOCKET';
+
+/** What the switch refuses. `field` names the field at fault where there is one, e.g. `ports[0].role`. */
+export class SwitchError extends Error {
+  override readonly name = 'SwitchError';
+  readonly code: SwitchErrorCode;
+  readonly field?: string;
+
+  constructor(code: SwitchErrorCode, message: string, field?: string) {
+    super(message);
+    this.code = code;
+    if (field !== undefined) this.field = field;
+  }
+}
