@@ -1,0 +1,10 @@
+/** Linux for the rest of Vireo: one small typed interface over the C library. */
+export * from './epoll.ts';
+export * from './errors.ts';
+export * from './eventfd.ts';
+export * from './fd.ts';
+export * from './ioctl.ts';
+export * from './memory.ts';
+export * from './poller.ts';
+export * from './thread.ts';
+export * from './unix-socket.ts';

@@ -1,0 +1,162 @@
+/**
+ * The C library's functions that Vireo calls, declared once.
+ *
+ * Internal to sys. Each thread that imports this module loads its own declarations. Layouts and constants are
+ * those of 64-bit little-endian Linux (x86-64, arm64), glibc and musl. Functions that C declares variadic
+ * (fcntl, ioctl) are declared with the arguments that they are given here: on both machines Linux passes these
+ * in the same registers.
+ */
+import koffi, { type KoffiFunc } from 'koffi';
+
+const library = koffi.load(null);
+
+/** A pointer argument: memory that stays where it is for the call, an address, or NULL. */
+export type Pointer = Uint8Array | bigint | null;
+
+function declare<F extends (...args: never[]) => unknown>(
+  name: string,
+  result: string,
+  parameters: string[],
+): F {
+  return library.func(name, result, parameters) as unknown as F;
+}
+
+export const libc = {
+  close: declare<(fd: number) => number>('close', 'int', ['int']),
+  fcntl: declare<(fd: number, command: number, argument: number) => number>('fcntl', 'int', [
+    'int',
+    'int',
+    'long',
+  ]),
+  strerror: declare<(errno: number) => string>('strerror', 'str', ['int']),
+  sysconf: declare<(name: number) => number>('sysconf', 'long', ['int']),
+
+  memmove: declare<(to: Pointer, from: Pointer, length: number) => bigint>('memmove', 'void *', [
+    'void *',
+    'void *',
+    'size_t',
+  ]),
+  mmap: declare<
+    (
+      address: bigint,
+      length: number,
+      protection: number,
+      flags: number,
+      fd: number,
+      offset: bigint,
+    ) => number | bigint
+  >('mmap', 'int64', ['uint64', 'size_t', 'int', 'int', 'int', 'int64']),
+  madvise: declare<(address: bigint, length: number, advice: number) => number>('madvise', 'int', [
+    'uint64',
+    'size_t',
+    'int',
+  ]),
+  memfdCreate: declare<(name: string, flags: number) => number>('memfd_create', 'int', ['str', 'uint']),
+  ftruncate: declare<(fd: number, size: number) => number>('ftruncate', 'int', ['int', 'int64']),
+  fstatfs: declare<(fd: number, result: Pointer) => number>('fstatfs', 'int', ['int', 'void *']),
+
+  eventfd: declare<(initial: number, flags: number) => number>('eventfd', 'int', ['uint', 'int']),
+  eventfdWrite: declare<(fd: number, value: number) => number>('eventfd_write', 'int', ['int', 'uint64']),
+  read: declare<(fd: number, to: Pointer, length: number) => number>('read', 'long', [
+    'int',
+    'void *',
+    'size_t',
+  ]),
+  preadv2: declare<(fd: number, vector: Pointer, count: number, offset: number, flags: number) => number>(
+    'preadv2',
+    'long',
+    ['int', 'void *', 'int', 'int64', 'int'],
+  ),
+
+  epollCreate: declare<(flags: number) => number>('epoll_create1', 'int', ['int']),
+  epollControl: declare<(epollFd: number, operation: number, fd: number, event: Pointer) => number>(
+    'epoll_ctl',
+    'int',
+    ['int', 'int', 'int', 'void *'],
+  ),
+  epollWait: declare<
+    KoffiFunc<(epollFd: number, events: Pointer, maximum: number, timeoutMs: number) => number>
+  >('epoll_wait', 'int', ['int', 'void *', 'int', 'int']),
+
+  socket: declare<(domain: number, type: number, protocol: number) => number>('socket', 'int', [
+    'int',
+    'int',
+    'int',
+  ]),
+  socketpair: declare<(domain: number, type: number, protocol: number, pair: Pointer) => number>(
+    'socketpair',
+    'int',
+    ['int', 'int', 'int', 'void *'],
+  ),
+  bind: declare<(fd: number, address: Pointer, length: number) => number>('bind', 'int', [
+    'int',
+    'void *',
+    'uint',
+  ]),
+  listen: declare<(fd: number, backlog: number) => number>('listen', 'int', ['int', 'int']),
+  connect: declare<(fd: number, address: Pointer, length: number) => number>('connect', 'int', [
+    'int',
+    'void *',
+    'uint',
+  ]),
+  accept4: declare<(fd: number, address: null, length: null, flags: number) => number>('accept4', 'int', [
+    'int',
+    'void *',
+    'void *',
+    'int',
+  ]),
+  recvmsg: declare<(fd: number, message: Pointer, flags: number) => number>('recvmsg', 'long', [
+    'int',
+    'void *',
+    'int',
+  ]),
+  sendmsg: declare<(fd: number, message: Pointer, flags: number) => number>('sendmsg', 'long', [
+    'int',
+    'void *',
+    'int',
+  ]),
+  shutdown: declare<(fd: number, how: number) => number>('shutdown', 'int', ['int', 'int']),
+  getsockopt: declare<(fd: number, level: number, name: number, value: Pointer, length: Pointer) => number>(
+    'getsockopt',
+    'int',
+    ['int', 'int', 'int', 'void *', 'void *'],
+  ),
+
+  gettid: declare<() => number>('gettid', 'int', []),
+  schedGetAffinity: declare<(tid: number, size: number, mask: Pointer) => number>(
+    'sched_getaffinity',
+    'int',
+    ['int', 'size_t', 'void *'],
+  ),
+  schedSetAffinity: declare<(tid: number, size: number, mask: Pointer) => number>(
+    'sched_setaffinity',
+    'int',
+    ['int', 'size_t', 'void *'],
+  ),
+  clockGetTime: declare<(clock: number, result: Pointer) => number>('clock_gettime', 'int', [
+    'int',
+    'void *',
+  ]),
+
+  ioctlPointer: declare<(fd: number, request: number | bigint, argument: Uint8Array) => number>(
+    'ioctl',
+    'int',
+    ['int', 'uint64', 'void *'],
+  ),
+  ioctlValue: declare<(fd: number, request: number | bigint, argument: number | bigint) => number>(
+    'ioctl',
+    'int',
+    ['int', 'uint64', 'int64'],
+  ),
+};
+
+/** errno as the last call of this thread left it. */
+export const lastErrno: () => number = () => koffi.errno();
+
+/** Every errno by its name. */
+export const errnoByName: Readonly<Record<string, number>> = koffi.os.errno;
+
+/** Memory that never moves and is never pooled, zeroed: what a pointer may be kept to. */
+export function pinned(length: number): Buffer {
+  return Buffer.from(new ArrayBuffer(Math.max(length, 128)), 0, length);
+}
