@@ -1,0 +1,267 @@
+/**
+ * What a person may configure, checked once for the library, the command line, the file and the API: the
+ * schemas of a port and of a switch, and a port's form in one line, `NAME=TYPE:TARGET[,key=value…]`.
+ *
+ * A value is checked as a whole and every fault is told: where it is, what was expected, what was found.
+ * Keys of the one-line form are kebab-case (`max-addresses`), those of objects camelCase (`maxAddresses`).
+ * A comma that belongs to the target is written twice there, as in QEMU's options.
+ */
+import { z } from 'zod';
+import { SwitchError } from './errors.ts';
+import type { PortSpec, SwitchOptions } from './types.ts';
+
+/** One fault of a configuration. */
+export interface Problem {
+  /** The way to the faulty value, e.g. `['ports', 0, 'role']`; empty for the value as a whole. */
+  path: (string | number)[];
+  /** True when the key at the end of `path` is at fault, not its value. */
+  unknownKey: boolean;
+  /** What was expected and what was found, without the field's name. */
+  message: string;
+}
+
+const EXAMPLE = 'vm1=vhost-user:/tmp/vm1.sock,role=client';
+/** Bytes of a path in `struct sockaddr_un`, the final zero apart: unix(7). */
+const MAX_SOCKET_PATH = 107;
+const MAX_ADDRESSES = 65_536;
+
+/** A value as an error shows it: short, on one line. */
+function show(value: unknown): string {
+  if (value === undefined) return 'nothing';
+  if (Array.isArray(value)) return 'a list';
+  if (typeof value === 'object' && value !== null) return 'a map';
+  if (typeof value !== 'string') return String(value).slice(0, 60);
+  const shown = JSON.stringify(value.slice(0, 60));
+  return value.length > 60 ? `${shown} and more` : shown;
+}
+
+const expected = (what: string) => ({
+  error: (issue: { input?: unknown }) => `expected ${what}, found ${show(issue.input)}`,
+});
+
+const wholeNumber = (min: number, max: number, unit = '') => {
+  const told = expected(`a whole number${unit} from ${min} to ${max}`);
+  return z.int(told).min(min, told).max(max, told);
+};
+
+const name = (whose: string, example: string) => {
+  const told = expected(
+    `${whose} name of 1 to 63 letters, digits, "_", "." or "-" that starts with a letter or digit, ` +
+      `such as "${example}"`,
+  );
+  return z.string(told).regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/, told);
+};
+
+const socketPath = (() => {
+  const told = expected(`the path of a unix socket, 1 to ${MAX_SOCKET_PATH} bytes, such as "/tmp/vm1.sock"`);
+  const fits = (path: string) =>
+    path !== '' &&
+    Buffer.byteLength(path) <= MAX_SOCKET_PATH &&
+    // A control character is a slip, and would write to the terminals that show the path.
+    ![...path].some((character) => character < ' ' || character === '\x7f');
+  return z.string(told).refine(fits, told);
+})();
+
+const portObject = z.strictObject(
+  {
+    name: name("a port's", 'vm1'),
+    type: z.literal('vhost-user', expected('"vhost-user"')),
+    target: socketPath,
+    role: z.enum(['server', 'client'], expected('"server" or "client"')).optional(),
+    maxAddresses: wholeNumber(1, MAX_ADDRESSES).optional(),
+  },
+  expected(`a port: a map with name, type and target, or one line such as "${EXAMPLE}"`),
+);
+
+const portKeys = Object.keys(portObject.shape);
+
+/** A port: an object, or its form in one line. */
+export const portSpecSchema = z.preprocess((value, context) => {
+  if (typeof value !== 'string') return value;
+  try {
+    return split(value);
+  } catch (error) {
+    context.issues.push({ code: 'custom', message: (error as Error).message, input: value });
+    return value;
+  }
+}, portObject);
+
+/** Ports must differ in name and in socket. */
+function checkDistinct(ports: unknown, context: z.RefinementCtx): void {
+  if (!Array.isArray(ports)) return;
+  for (const field of ['name', 'target'] as const) {
+    const seen = new Map<string, number>();
+    ports.forEach((port, index) => {
+      const value: unknown = port?.[field];
+      if (typeof value !== 'string') return;
+      const first = seen.get(value);
+      if (first === undefined) seen.set(value, index);
+      else {
+        const message = `expected a ${field} of its own, found ${show(value)}, which ports[${first}] has`;
+        context.addIssue({ code: 'custom', path: [index, field], message });
+      }
+    });
+  }
+}
+
+const cpuList = z
+  .array(wholeNumber(0, 1023), expected('a list of CPU numbers, such as [0, 2, 3]'))
+  .min(1, expected('at least one CPU'))
+  .refine((cpus) => new Set(cpus).size === cpus.length, expected('each CPU once'));
+
+const switchObject = z.strictObject(
+  {
+    name: name("a switch's", 'vireo').optional(),
+    workers: wholeNumber(1, 32).optional(),
+    cpus: cpuList.optional(),
+    poll: z.enum(['adaptive', 'busy'], expected('"adaptive" or "busy"')).optional(),
+    ageing: wholeNumber(1, 1_000_000, ' of seconds').optional(),
+    maxAddressesPerPort: wholeNumber(1, MAX_ADDRESSES).optional(),
+    ports: z
+      .array(portSpecSchema, expected('a list of ports'))
+      // Also when a port is faulty elsewhere: all faults are told at once.
+      .superRefine(checkDistinct, { when: () => true })
+      .optional(),
+  },
+  expected('the options of a switch: a map with name, workers, ports …'),
+);
+
+/** A switch and the ports it starts with. */
+export const switchOptionsSchema = switchObject.superRefine((options, context) => {
+  const { workers, cpus } = options;
+  if (workers === undefined || cpus === undefined || cpus.length >= workers) return;
+  const message = `expected a CPU for each of the ${workers} workers, found ${cpus.length}`;
+  context.addIssue({ code: 'custom', path: ['cpus'], message });
+});
+
+const camel = (key: string) => key.replace(/-([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
+const kebab = (key: string) => key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+
+/**
+ * The fields of a port's one-line form, as yet unchecked. Throws an Error that says what is wrong with the form.
+ */
+function split(text: string): Record<string, unknown> {
+  if (text.length > 1024 || text.includes('\0')) {
+    throw new Error(`expected at most 1024 characters, none of them zero, such as "${EXAMPLE}"`);
+  }
+  // A doubled comma belongs to the value: it is put aside as the character that no value holds.
+  const parts = text.replaceAll(',,', '\0').split(',');
+  const [head = '', ...options] = parts.map((part) => part.replaceAll('\0', ','));
+  const match = /^([^=]*)=([^:]*):(.*)$/s.exec(head);
+  if (match === null) throw new Error(`expected NAME=TYPE:TARGET, such as "${EXAMPLE}", found ${show(head)}`);
+
+  const fields: Record<string, unknown> = { name: match[1], type: match[2], target: match[3] };
+  for (const option of options) {
+    const [, key, value] = /^([^=]+)=(.*)$/s.exec(option) ?? [];
+    if (key === undefined || value === undefined) {
+      throw new Error(`expected key=value after a comma, such as "${EXAMPLE}", found ${show(option)}`);
+    }
+    const field = camel(key);
+    if (Object.hasOwn(fields, field))
+      throw new Error(`expected ${key} once, found it again as ${show(option)}`);
+    // Numbers are the only values that text can't hold as such: what looks like one is one.
+    const typed = /^-?\d+$/.test(value) ? Number(value) : value;
+    Object.defineProperty(fields, field, { value: typed, enumerable: true });
+  }
+  return fields;
+}
+
+/** Edits (a letter more, less or another) from one word to the other. */
+function distance(from: string, to: string): number {
+  let row = Array.from({ length: to.length + 1 }, (_, column) => column);
+  for (let i = 1; i <= from.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= to.length; j++) {
+      const other = row[j - 1]! + (from[i - 1] === to[j - 1] ? 0 : 1);
+      next.push(Math.min(other, row[j]! + 1, next[j - 1]! + 1));
+    }
+    row = next;
+  }
+  return row[to.length]!;
+}
+
+/** What an unknown key was perhaps meant to be, as the end of a sentence. */
+function didYouMean(key: string, known: string[]): string {
+  const plain = (word: string) => word.toLowerCase().replace(/[_-]/g, '');
+  const near = known
+    .map((word) => ({ word, edits: key.length > 40 ? 40 : distance(plain(key), plain(word)) }))
+    .sort((a, b) => a.edits - b.edits)[0];
+  if (near !== undefined && near.edits <= 2) return `did you mean ${near.word}?`;
+  return `expected one of ${known.join(', ')}`;
+}
+
+/** A list of unknown keys is told up to here: whoever sends more has another problem. */
+const MOST_UNKNOWN_KEYS = 20;
+
+/** The faults that a schema found in a value whose keys are `rootKeys`, each told once. */
+function problemsOf(error: z.ZodError, rootKeys: string[]): Problem[] {
+  const problems = new Map<string, Problem>();
+  const add = (problem: Problem) => problems.set(JSON.stringify([problem.path, problem.message]), problem);
+  for (const issue of error.issues) {
+    const path = issue.path as (string | number)[];
+    if (issue.code !== 'unrecognized_keys') {
+      add({ path, unknownKey: false, message: issue.message });
+      continue;
+    }
+    const known = path.length === 0 ? rootKeys : portKeys;
+    for (const key of issue.keys.slice(0, MOST_UNKNOWN_KEYS)) {
+      add({ path: [...path, key], unknownKey: true, message: `unknown key, ${didYouMean(key, known)}` });
+    }
+  }
+  return [...problems.values()];
+}
+
+/** The field as people write it: `ports[0].role`; empty for the value as a whole. */
+export function fieldName(path: (string | number)[]): string {
+  return path
+    .map((key, depth) => (typeof key === 'number' ? `[${key}]` : depth === 0 ? key : `.${key}`))
+    .join('');
+}
+
+function refuse(problems: Problem[]): never {
+  const told = problems.map(({ path, message }) => (path.length > 0 ? `${fieldName(path)}: ` : '') + message);
+  throw new SwitchError('BAD_SPEC', told.join('; '), fieldName(problems[0]?.path ?? []) || undefined);
+}
+
+/** Checks the options of a whole switch without throwing: the options, or all that is wrong with them. */
+export function examineSwitchOptions(value: unknown): SwitchOptions | Problem[] {
+  const result = switchOptionsSchema.safeParse(value);
+  return result.success ? result.data : problemsOf(result.error, Object.keys(switchObject.shape));
+}
+
+/** The options of a switch, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
+export function checkSwitchOptions(value: unknown): SwitchOptions {
+  const result = examineSwitchOptions(value);
+  return Array.isArray(result) ? refuse(result) : result;
+}
+
+/**
+ * A port, checked. Throws SwitchError `BAD_SPEC` that names every faulty field, in the form that the port was
+ * given in.
+ */
+export function checkPortSpec(value: unknown): PortSpec {
+  const result = portSpecSchema.safeParse(value);
+  if (result.success) return result.data;
+  const inText = typeof value === 'string';
+  const problems = problemsOf(result.error, inText ? portKeys.map(kebab) : portKeys);
+  if (!inText) return refuse(problems);
+  return refuse(
+    problems.map((problem) => ({ ...problem, path: problem.path.map((key) => kebab(String(key))) })),
+  );
+}
+
+/**
+ * A port from its one-line form `NAME=TYPE:TARGET[,key=value…]`, e.g.
+ * `vm1=vhost-user:/tmp/vm1.sock,role=client,max-addresses=100`.
+ * Throws SwitchError `BAD_SPEC` that names every faulty field.
+ */
+export const parsePortSpec: (text: string) => PortSpec = checkPortSpec;
+
+/** The one-line form of a port; `parsePortSpec` reads it back. */
+export function formatPortSpec(spec: PortSpec): string {
+  const { name, type, target, ...options } = spec;
+  const written = Object.entries(options)
+    .filter(([, value]) => value !== undefined)
+    .map(([key, value]) => `,${kebab(key)}=${String(value).replaceAll(',', ',,')}`);
+  return `${name}=${type}:${target.replaceAll(',', ',,')}${written.join('')}`;
+}
