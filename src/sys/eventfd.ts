@@ -23,6 +23,9 @@ export function eventfd(initial = 0): number {
 /**
  * Adds 1, waking whoever waits. A counter that is full is as good as one that was written (true).
  * Returns false when the descriptor can't be written. Costs one system call and allocates nothing.
+ *
+ * A peer that shares the eventfd can fill it and clear O_NONBLOCK: this call then blocks until some thread drains
+ * the eventfd. Linux has no write to an eventfd that can't be made to block.
  */
 export function signal(fd: number): boolean {
   return libc.eventfdWrite(fd, 1) === 0 || writeFailedHarmlessly(fd);

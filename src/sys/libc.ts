@@ -156,7 +156,7 @@ export const lastErrno: () => number = () => koffi.errno();
 /** Every errno by its name. */
 export const errnoByName: Readonly<Record<string, number>> = koffi.os.errno;
 
-/** Memory that never moves and is never pooled, zeroed: what a pointer may be kept to. */
+/** Zeroed memory of its own that never moves: a pointer to it may be kept. */
 export function pinned(length: number): Buffer {
-  return Buffer.from(new ArrayBuffer(Math.max(length, 128)), 0, length);
+  return Buffer.from(new ArrayBuffer(length));
 }
