@@ -1,0 +1,299 @@
+/**
+ * A Linux guest in QEMU whose network card is a vhost-user port: the kernel's own virtio_net driver as the peer.
+ * guest-image.ts says what runs inside and how its shell is spoken to.
+ */
+import { execFileSync } from 'node:child_process';
+import { accessSync, constants, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { cache, guestInitramfs, guestKernel, qemuProgram } from './available.ts';
+import { Child, scratch } from './process.ts';
+
+export interface GuestOptions {
+  /** The vhost-user socket. */
+  path: string;
+  /** QEMU's side of it: `client` (default) dials and dials again each second, `server` listens. */
+  role?: 'client' | 'server';
+  mac?: string;
+  /** Queue pairs. */
+  queues?: number;
+  /** More properties of the device, e.g. `mrg_rxbuf=off,rx_queue_size=1024`. */
+  device?: string;
+  /** MiB. */
+  memory?: number;
+  /** Virtual CPUs. */
+  cpus?: number;
+  accelerator?: 'kvm' | 'tcg';
+}
+
+/** Milliseconds: under TCG, on a busy machine, a boot takes many times the usual four seconds. */
+const BOOT = 90_000;
+
+/** Stands before the number and the exit status in the shell's answer. */
+const END_OF_OUTPUT = '\x1e';
+
+export class LinuxGuest {
+  readonly #options: GuestOptions;
+  readonly #directory = scratch('guest');
+  readonly #server: Server;
+  #qemu: Child | undefined;
+  #shell: Socket | undefined;
+  /** What the shell has said since the last answer. */
+  #answer = '';
+  #requests = 0;
+  #last: Promise<unknown> = Promise.resolve();
+
+  private constructor(options: GuestOptions) {
+    this.#options = options;
+    this.#server = createServer((socket) => {
+      this.#shell = socket;
+      socket.setEncoding('latin1');
+      socket.on('error', () => {});
+      socket.on('data', (text: string) => {
+        this.#answer += text;
+        this.#look();
+      });
+    });
+  }
+
+  /** Resolves when the guest's shell answers: the network card is there, without an address. */
+  static async start(options: GuestOptions): Promise<LinuxGuest> {
+    const guest = new LinuxGuest(options);
+    await new Promise<void>((resolve) => guest.#server.listen(join(guest.#directory.path, 'shell'), resolve));
+    try {
+      await guest.powerOn();
+    } catch (error) {
+      await guest.close();
+      throw error;
+    }
+    return guest;
+  }
+
+  /** The kernel's console and QEMU's own messages. */
+  get console(): string {
+    return this.#qemu?.output ?? '';
+  }
+
+  get pid(): number {
+    return this.#qemu?.pid ?? 0;
+  }
+
+  /** Starts QEMU, after `kill` once more on the same socket, and waits for the shell. */
+  async powerOn(): Promise<void> {
+    this.#answer = '';
+    this.#qemu = new Child(qemuProgram, this.#arguments());
+    await this.#reply(0, BOOT, 'the shell');
+  }
+
+  /** Runs a command line of busybox's shell: both outputs together, and the exit status. */
+  run(command: string, timeout = 60_000): Promise<{ output: string; status: number }> {
+    const answer = this.#last.then(() =>
+      this.#reply(this.#send(command), timeout, `the end of "${command}"`),
+    );
+    this.#last = answer.catch(() => {});
+    return answer;
+  }
+
+  /** As `run`, for a command that is to succeed: its output. Rejects with it otherwise. */
+  async ok(command: string, timeout?: number): Promise<string> {
+    const { output, status } = await this.run(command, timeout);
+    if (status !== 0) throw new Error(`"${command}" ended with ${status} in the guest: ${output.trim()}`);
+    return output;
+  }
+
+  /** Gives the card an address, `10.0.0.1/24`, and brings it up. */
+  async configure(address: string): Promise<void> {
+    await this.ok(`ip addr add ${address} dev eth0 && ip link set eth0 up`);
+  }
+
+  /** Restarts the guest's kernel within the same QEMU. */
+  async reboot(): Promise<void> {
+    await this.#last;
+    this.#send('reboot -f');
+    await this.#reply(0, BOOT, 'the shell after the reboot');
+  }
+
+  /** SIGKILL: the guest and its front-end are gone at once. `powerOn` starts it again. */
+  async kill(): Promise<void> {
+    await this.#qemu?.end('SIGKILL');
+  }
+
+  async close(): Promise<void> {
+    await this.kill();
+    this.#shell?.destroy();
+    await new Promise<void>((resolve) => this.#server.close(() => resolve()));
+    this.#directory.remove();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  #look: () => void = () => {};
+
+  /** Returns the request's number. */
+  #send(command: string): number {
+    this.#requests += 1;
+    this.#shell?.write(`${this.#requests} ${Buffer.from(command).toString('base64')}\n`);
+    return this.#requests;
+  }
+
+  /** The answer to request `number`; late answers to earlier ones, which ran into their time limit, are dropped. */
+  async #reply(number: number, timeout: number, what: string): Promise<{ output: string; status: number }> {
+    const qemu = this.#qemu;
+    if (qemu === undefined) throw new Error('the guest is not running');
+    return new Promise((resolve, reject) => {
+      const settle = () => {
+        clearTimeout(timer);
+        this.#look = () => {};
+      };
+      const fail = (reason: string) => {
+        settle();
+        reject(
+          new Error(
+            `the guest: ${reason} (waited for ${what})\n${qemu.tail()}\n${this.#answer.slice(-1000)}`,
+          ),
+        );
+      };
+      const timer = setTimeout(() => {
+        // Ends what runs in the foreground, so that the next command finds a shell.
+        this.#shell?.write('\x03');
+        fail(`nothing after ${timeout} ms`);
+      }, timeout);
+      void qemu.exited.then((code) => fail(`QEMU ended with ${code}`));
+      this.#look = () => {
+        for (;;) {
+          const mark = this.#answer.indexOf(END_OF_OUTPUT);
+          const end = mark < 0 ? -1 : this.#answer.indexOf('\n', mark);
+          if (end < 0) return;
+          const output = Buffer.from(this.#answer.slice(0, mark), 'latin1').toString('utf8');
+          const [of, status] = this.#answer
+            .slice(mark + 1, end)
+            .split(' ')
+            .map(Number);
+          this.#answer = this.#answer.slice(end + 1);
+          if (of !== number || status === undefined) continue;
+          settle();
+          resolve({ output, status });
+          return;
+        }
+      };
+      this.#look();
+    });
+  }
+
+  #arguments(): string[] {
+    const { path, role, mac, queues, device, memory = 256, cpus = 1 } = this.#options;
+    const accel = this.#options.accelerator ?? accelerator();
+    const version = qemuVersion();
+    // QEMU 9.2 renamed the option.
+    const redial = version >= 10 ? 'reconnect-ms=1000' : 'reconnect=1';
+    const socket = role === 'server' ? 'server=on,wait=off' : redial;
+    // QEMU 7.2.22 crashes without KVM as soon as the guest unmasks a vector of MSI-X: it looks into a table that
+    // only KVM's interrupts have. Without vectors the guest uses the line interrupt.
+    const msix = accel === 'kvm' || version >= 8;
+    const vectors = msix ? 2 * (queues ?? 1) + 2 : 0;
+    const card = [
+      `virtio-net-pci,netdev=net,romfile=,vectors=${vectors}`,
+      ...(mac === undefined ? [] : [`mac=${mac}`]),
+      ...(queues === undefined ? [] : ['mq=on']),
+      ...(device === undefined ? [] : [device]),
+    ].join(',');
+    return [
+      ...['-nodefaults', '-no-user-config', '-display', 'none', '-monitor', 'none'],
+      ...['-machine', 'q35,memory-backend=ram', '-accel', accel, '-smp', String(cpus)],
+      ...['-cpu', accel === 'kvm' ? 'host' : 'qemu64', '-m', String(memory)],
+      ...['-object', `memory-backend-memfd,id=ram,size=${memory}M,share=on`],
+      ...['-kernel', guestKernel, '-initrd', guestInitramfs],
+      ...['-append', 'console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on'],
+      ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
+      ...[
+        '-chardev',
+        `socket,id=shell,path=${join(this.#directory.path, 'shell')}`,
+        '-serial',
+        'chardev:shell',
+      ],
+      ...['-chardev', `socket,id=port,path=${path},${socket}`],
+      ...['-netdev', `vhost-user,id=net,chardev=port,queues=${queues ?? 1}`],
+      ...['-device', card],
+    ];
+  }
+}
+
+/**
+ * Sends `megabytes` of random data over TCP from one guest to the other and resolves with the checksum at each end
+ * and the seconds between the first and the last byte.
+ */
+export async function tcpTransfer(
+  from: LinuxGuest,
+  to: { guest: LinuxGuest; address: string },
+  megabytes: number,
+): Promise<{ sent: string; received: string; seconds: number }> {
+  await from.ok(`dd if=/dev/urandom of=/tmp/data bs=1M count=${megabytes}`);
+  const sent = await from.ok('md5sum < /tmp/data');
+  // nc ends when its input does: the listener gets one that doesn't.
+  await to.guest.ok(
+    'rm -f /tmp/sum; (tail -f /dev/null | nc -l -p 5000 | md5sum > /tmp/sum) > /dev/null 2>&1 &',
+  );
+  await to.guest.ok('until netstat -tln | grep -q :5000; do sleep 0.1; done');
+  const start = performance.now();
+  await from.ok(`nc ${to.address} 5000 < /tmp/data`, 300_000);
+  const seconds = (performance.now() - start) / 1000;
+  const received = await to.guest.ok(
+    'until [ -s /tmp/sum ]; do sleep 0.1; done; cat /tmp/sum; rm -f /tmp/sum',
+  );
+  await from.ok('rm /tmp/data');
+  return { sent: sent.slice(0, 32), received: received.slice(0, 32), seconds };
+}
+
+/** The first number of QEMU's version. */
+function qemuVersion(): number {
+  const text = execFileSync(qemuProgram, ['--version']).toString();
+  return Number(/version (\d+)\./.exec(text)?.[1]);
+}
+
+let chosen: 'kvm' | 'tcg' | undefined;
+
+/**
+ * `kvm` where a guest really boots with it: a virtual machine's /dev/kvm can be there and yet not run a stock
+ * kernel. Tried once a boot of the machine; the answer is kept in the cache folder.
+ */
+export function accelerator(): 'kvm' | 'tcg' {
+  chosen ??= remembered() ?? tryKvm();
+  return chosen;
+}
+
+const bootId = () => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+const memory = join(cache, 'accelerator');
+
+function remembered(): 'kvm' | 'tcg' | undefined {
+  if (!existsSync(memory)) return undefined;
+  const [boot, answer] = readFileSync(memory, 'utf8').split(' ');
+  return boot === bootId() && (answer === 'kvm' || answer === 'tcg') ? answer : undefined;
+}
+
+function tryKvm(): 'kvm' | 'tcg' {
+  const answer = kvmBoots() ? 'kvm' : 'tcg';
+  mkdirSync(cache, { recursive: true });
+  writeFileSync(memory, `${bootId()} ${answer}`);
+  return answer;
+}
+
+/** Boots the guest's kernel with an init that ends it at once; success is an end within five seconds. */
+function kvmBoots(): boolean {
+  try {
+    accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
+    execFileSync(
+      qemuProgram,
+      [
+        ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot', '-machine', 'q35'],
+        ...['-accel', 'kvm', '-cpu', 'host', '-m', '128', '-kernel', guestKernel],
+        ...['-append', 'quiet panic=-1 reboot=t'],
+      ],
+      { stdio: 'ignore', timeout: 8000, killSignal: 'SIGKILL' },
+    );
+    return true;
+  } catch {
+    return false;
+  }
+}
