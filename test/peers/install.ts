@@ -1,0 +1,96 @@
+/**
+ * Brings the peers onto this machine, as far as it may: Debian packages (root), hugepages (root), the guest's image
+ * (anyone). What is there is left alone, so that a second run does nothing.
+ */
+import { execFileSync } from 'node:child_process';
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { type Peer, peers, which } from './available.ts';
+import { buildImage, imageIsCurrent } from './guest-image.ts';
+import { accelerator } from './qemu.ts';
+
+/** Debian's packages for each peer. */
+const PACKAGES: Record<Peer, string[]> = {
+  hugepages: [],
+  dpdk: ['dpdk', 'dpdk-dev'],
+  ovs: ['openvswitch-switch-dpdk'],
+  qemu: ['qemu-system-x86'],
+  guestKernel: [],
+};
+
+/** 2 MiB pages for as many peers as run side by side. */
+const PAGES = 1024;
+const NR_HUGEPAGES = '/proc/sys/vm/nr_hugepages';
+const POLICY = '/usr/sbin/policy-rc.d';
+
+/** Installs what is missing of `wanted`. `say` gets a line before each step that takes time, and each failure. */
+export function install(wanted: Peer[], say: (line: string) => void): void {
+  const isRoot = process.getuid?.() === 0;
+  const apt = which('apt-get') !== undefined;
+  if (isRoot && wanted.some((peer) => peer === 'hugepages' || peer === 'dpdk' || peer === 'ovs'))
+    setHugepages();
+  const missing = wanted.filter((peer) => peers()[peer] !== true);
+  const packages = missing.flatMap((peer) => PACKAGES[peer]);
+  const image = wanted.includes('guestKernel') && process.arch === 'x64' && !imageIsCurrent();
+  if (isRoot && apt && (packages.length > 0 || image)) {
+    attempt(say, 'apt-get update', () => run('apt-get', ['update', '-q']));
+    if (packages.length > 0) {
+      attempt(say, `apt-get install ${packages.join(' ')}`, () =>
+        withoutServices(() =>
+          run('apt-get', [
+            'install',
+            '-q',
+            '-y',
+            '--no-install-recommends',
+            '-oDPkg::Lock::Timeout=120',
+            ...packages,
+          ]),
+        ),
+      );
+    }
+  }
+  if (apt && image) attempt(say, 'downloading the guest kernel and building its initramfs', buildImage);
+  const found = peers();
+  if (found.qemu === true && found.guestKernel === true && wanted.includes('qemu')) accelerator();
+}
+
+function attempt(say: (line: string) => void, what: string, act: () => void): void {
+  say(`${what} ...`);
+  try {
+    act();
+  } catch (error) {
+    say(`${what} failed: ${error instanceof Error ? error.message.trim() : error}`);
+  }
+}
+
+function run(program: string, args: string[]): void {
+  execFileSync(program, args, {
+    env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
+    stdio: ['ignore', 'ignore', 'pipe'],
+    maxBuffer: 1 << 26,
+  });
+}
+
+/** Raises the number of 2 MiB pages to what the peers want, if that is at most a quarter of the memory. */
+function setHugepages(): void {
+  const total = Number(/MemTotal:\s+(\d+) kB/.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1]) / 2048;
+  const pages = Math.min(PAGES, Math.floor(total / 4));
+  try {
+    if (Number(readFileSync(NR_HUGEPAGES, 'utf8')) < pages) writeFileSync(NR_HUGEPAGES, String(pages));
+  } catch {
+    // Read-only, as in a container: peers() says what is missing.
+  }
+}
+
+/** Packages bring services (Open vSwitch, DPDK's binder); Debian's policy hook keeps them from being started. */
+function withoutServices(act: () => void): void {
+  if (existsSync(POLICY)) {
+    act();
+    return;
+  }
+  writeFileSync(POLICY, '#!/bin/sh\nexit 101\n', { mode: 0o755 });
+  try {
+    act();
+  } finally {
+    rmSync(POLICY);
+  }
+}

@@ -1,0 +1,138 @@
+/**
+ * Open vSwitch with DPDK: an instance of our own, with its database, sockets and logs in a temporary directory. The
+ * system's instance, if one runs, is neither asked nor touched.
+ */
+import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { ovsVswitchd } from './available.ts';
+import { Child, scratch, sleep, until } from './process.ts';
+
+const execute = promisify(execFile);
+const SCHEMA = '/usr/share/openvswitch/vswitch.ovsschema';
+const BRIDGE = 'br0';
+
+export interface OvsOptions {
+  /** vhost-user ports, each a server on a socket of this name in `directory`. */
+  ports: string[];
+  /** The CPU of the forwarding thread. */
+  cpu?: number;
+  /** MiB of hugepages to begin with. */
+  memory?: number;
+}
+
+/** What the forwarding thread did since the counters were cleared. */
+export interface PmdPerformance {
+  cyclesPerPacket: number;
+  packets: number;
+}
+
+export class Ovs {
+  /** Where the ports' sockets are. */
+  readonly directory: string;
+  readonly #remove: () => void;
+  readonly #children: Child[] = [];
+
+  private constructor() {
+    const { path, remove } = scratch('ovs');
+    this.directory = path;
+    this.#remove = remove;
+  }
+
+  /** A learning bridge of the userspace datapath; resolves when each port's socket is there. */
+  static async start(options: OvsOptions): Promise<Ovs> {
+    const ovs = new Ovs();
+    try {
+      await ovs.#start(options);
+    } catch (error) {
+      await ovs.close();
+      throw error;
+    }
+    return ovs;
+  }
+
+  async #start({ ports, cpu = 0, memory = 512 }: OvsOptions): Promise<void> {
+    const database = join(this.directory, 'conf.db');
+    await execute('ovsdb-tool', ['create', database, SCHEMA]);
+    await this.#daemon('ovsdb-server', 'ovsdb-server', 10_000, [database, `--remote=punix:${this.#socket}`]);
+    await this.vsctl('--no-wait', 'init');
+    const settings = {
+      'dpdk-init': 'true',
+      'dpdk-socket-mem': `"${memory}"`,
+      'dpdk-extra': `"--no-pci --in-memory --file-prefix vireo-ovs-${process.pid}"`,
+      'pmd-cpu-mask': `"0x${(1 << cpu).toString(16)}"`,
+    };
+    const values = Object.entries(settings).map(([key, value]) => `other_config:${key}=${value}`);
+    await this.vsctl('--no-wait', 'set', 'Open_vSwitch', '.', ...values);
+    await this.#daemon('vswitchd', ovsVswitchd, 60_000, [`unix:${this.#socket}`]);
+    await this.vsctl('add-br', BRIDGE, '--', 'set', 'bridge', BRIDGE, 'datapath_type=netdev');
+    for (const port of ports) {
+      await this.vsctl('add-port', BRIDGE, port, '--', 'set', 'interface', port, 'type=dpdkvhostuser');
+    }
+    await until('sockets of OVS', 10_000, () =>
+      ports.every((port) => existsSync(join(this.directory, port))),
+    );
+  }
+
+  /** `ovs-vsctl` on this instance. */
+  async vsctl(...args: string[]): Promise<string> {
+    const { stdout } = await execute('ovs-vsctl', [`--db=unix:${this.#socket}`, '--timeout=30', ...args]);
+    return stdout;
+  }
+
+  /** `ovs-appctl` to this instance's vswitchd. */
+  async appctl(...args: string[]): Promise<string> {
+    const { stdout } = await execute('ovs-appctl', ['-t', this.#control('vswitchd'), ...args]);
+    return stdout;
+  }
+
+  /** Cycles a packet, over `seconds` of forwarding; time spent on empty polls isn't in it. */
+  async performance(seconds: number): Promise<PmdPerformance> {
+    await this.appctl('dpif-netdev/pmd-stats-clear');
+    await sleep(seconds * 1000);
+    const text = await this.appctl('dpif-netdev/pmd-stats-show');
+    const number = (pattern: RegExp) => Number(pattern.exec(text)?.[1]);
+    return {
+      packets: number(/packets received: (\d+)/),
+      cyclesPerPacket: number(/avg processing cycles per packet: ([\d.]+)/),
+    };
+  }
+
+  /** The daemons' own messages. */
+  get log(): string {
+    return this.#children.map((child) => child.output).join('\n');
+  }
+
+  async close(): Promise<void> {
+    for (const child of this.#children.reverse()) await child.end();
+    this.#remove();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  get #socket(): string {
+    return join(this.directory, 'db.sock');
+  }
+
+  #control(name: string): string {
+    return join(this.directory, `${name}.ctl`);
+  }
+
+  /** Starts a daemon in the foreground, resolves when it answers on its control socket. */
+  async #daemon(name: string, program: string, timeout: number, args: string[]): Promise<void> {
+    const control = this.#control(name);
+    const common = [`--unixctl=${control}`, '-vconsole:info', '-vsyslog:off', '-vfile:off'];
+    const directories = { OVS_RUNDIR: this.directory, OVS_DBDIR: this.directory, OVS_LOGDIR: this.directory };
+    const child = new Child(program, [...args, ...common], { env: directories });
+    this.#children.push(child);
+    await until(`answer from ${name}`, timeout, async () => {
+      if (!child.running) throw new Error(`${name} ended\n${child.tail()}`);
+      if (!existsSync(control)) return false;
+      await execute('ovs-appctl', ['-t', control, 'version']);
+      return true;
+    });
+  }
+}
