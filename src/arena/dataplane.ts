@@ -1,0 +1,68 @@
+/** Loads the data plane's WebAssembly into a memory and reads the layouts that it exports. */
+import { readFileSync } from 'node:fs';
+
+/** Functions of the data plane; see src/dataplane for what each does. Addresses are arena offsets. */
+export interface DataplaneFunctions {
+  start(worker: number): void;
+  poll(rounds: number): number;
+  armAll(): number;
+  disarmAll(): void;
+  sleep(): void;
+  wake(): void;
+  learn(mac: bigint, port: number): void;
+  lookup(mac: bigint): number;
+  flush(port: number, expired: number): number;
+  driverPrepare(ring: number): void;
+  driverSend(ring: number, frame: number, length: number): number;
+  driverReceive(ring: number, to: number): number;
+  driverReclaim(ring: number): number;
+  driverArm(ring: number): number;
+  driverDisarm(ring: number): void;
+  driverKick(ring: number): number;
+}
+
+/** Constants of the layout, by the name of the export. */
+export type Layout = Readonly<Record<string, number>>;
+
+export interface Dataplane {
+  readonly functions: DataplaneFunctions;
+  readonly layout: Layout;
+}
+
+const WASM = new URL('../dataplane/dataplane.wasm', import.meta.url);
+
+/** Pages of 64 KiB: the whole 4 GiB of address space, never grown. */
+export const ARENA_PAGES = 65536;
+
+/** Compiles the data plane; the module may be handed to worker threads. */
+export function compileDataplane(): WebAssembly.Module {
+  return new WebAssembly.Module(readFileSync(WASM));
+}
+
+/** An instance of the data plane over `memory`: one for each thread. */
+export function instantiateDataplane(module: WebAssembly.Module, memory: WebAssembly.Memory): Dataplane {
+  const instance = new WebAssembly.Instance(module, { env: { memory } });
+  const layout: Record<string, number> = {};
+  for (const [name, value] of Object.entries(instance.exports)) {
+    if (value instanceof WebAssembly.Global) layout[name] = Number(value.value) >>> 0;
+  }
+  return { functions: instance.exports as unknown as DataplaneFunctions, layout };
+}
+
+/** A constant of the layout by its name; throws where the data plane exports none such. */
+export function constant(layout: Layout, name: string): number {
+  const value = layout[name];
+  if (value === undefined)
+    throw new Error(`the data plane exports no ${name}: build it again (npm run build)`);
+  return value;
+}
+
+/** Offsets of a structure's fields, e.g. `fields(layout, 'Vring', ['state', 'size'])`. */
+export function fields<const F extends readonly string[]>(
+  layout: Layout,
+  structure: string,
+  names: F,
+): Readonly<Record<F[number], number>> {
+  const offsets = names.map((name) => [name, constant(layout, `${structure}_${name}`)]);
+  return Object.fromEntries(offsets) as Record<F[number], number>;
+}

@@ -1,0 +1,108 @@
+/** Typed access to the structures that the data plane and the control plane share (src/dataplane/layout.ts). */
+import type { Arena } from './arena.ts';
+import { constant, fields, type Layout } from './dataplane.ts';
+
+/** A structure in the arena. Numbers are unsigned; stores are sequentially consistent. */
+export class Struct<F extends string> {
+  readonly arena: Arena;
+  /** Offset in the arena. */
+  readonly at: number;
+  readonly offsets: Readonly<Record<F, number>>;
+
+  constructor(arena: Arena, at: number, offsets: Readonly<Record<F, number>>) {
+    this.arena = arena;
+    this.at = at;
+    this.offsets = offsets;
+  }
+
+  get(field: F): number {
+    return Atomics.load(this.arena.u32, (this.at + this.offsets[field]) >>> 2);
+  }
+
+  set(field: F, value: number): void {
+    Atomics.store(this.arena.u32, (this.at + this.offsets[field]) >>> 2, value);
+  }
+
+  get64(field: F): bigint {
+    return this.arena.u64[(this.at + this.offsets[field]) >>> 3]!;
+  }
+
+  set64(field: F, value: bigint): void {
+    this.arena.u64[(this.at + this.offsets[field]) >>> 3] = value;
+  }
+}
+
+const HEADER = [
+  'generation', 'portCount', 'workerCount', 'now', 'ageing', 'fdbEntries', 'fdbLimit', 'fdbLock', 'fdbSeed',
+] as const; // biome-ignore format: a table
+const WORKER = [
+  'seen',
+  'stop',
+  'queueCount',
+  'callCount',
+  'brokenCount',
+  'idleRounds',
+  'busyRounds',
+] as const;
+const PORT = [
+  'used', 'vrings', 'pairs', 'regions', 'regionCount', 'addresses', 'addressLimit', 'notLearned',
+] as const; // biome-ignore format: a table
+const REGION = ['base', 'size', 'arena'] as const;
+const VRING = [
+  'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
+  'signalledValid', 'headerLength', 'lock', 'error', 'errorValue', 'callFd', 'callRound', 'cacheArena',
+  'cacheBase', 'cacheSize', 'packets', 'bytes', 'notifications', 'drops',
+] as const; // biome-ignore format: a table
+
+export type HeaderStruct = Struct<(typeof HEADER)[number]>;
+export type WorkerStruct = Struct<(typeof WORKER)[number]>;
+export type PortStruct = Struct<(typeof PORT)[number]>;
+export type RegionStruct = Struct<(typeof REGION)[number]>;
+export type VringStruct = Struct<(typeof VRING)[number]>;
+
+/** Finds the structures of one arena. */
+export class Structures {
+  readonly header: HeaderStruct;
+  readonly layout: Layout;
+  readonly #arena: Arena;
+  readonly #offsets;
+
+  constructor(arena: Arena) {
+    this.#arena = arena;
+    const layout = arena.dataplane.layout;
+    this.layout = layout;
+    this.#offsets = {
+      header: fields(layout, 'Header', HEADER),
+      worker: fields(layout, 'Worker', WORKER),
+      port: fields(layout, 'Port', PORT),
+      region: fields(layout, 'Region', REGION),
+      vring: fields(layout, 'Vring', VRING),
+    };
+    this.header = new Struct(arena, this.constant('HEADER'), this.#offsets.header);
+  }
+
+  /** A constant of the layout. */
+  constant(name: string): number {
+    return constant(this.layout, name);
+  }
+
+  worker(index: number): WorkerStruct {
+    const at = this.constant('WORKERS') + index * this.constant('WORKER_STRIDE');
+    return new Struct(this.#arena, at, this.#offsets.worker);
+  }
+
+  port(index: number): PortStruct {
+    const at = this.constant('PORTS') + index * this.constant('PORT_STRIDE');
+    return new Struct(this.#arena, at, this.#offsets.port);
+  }
+
+  /** The region at a place of a port's table. */
+  region(table: number, index: number): RegionStruct {
+    return new Struct(this.#arena, table + index * this.constant('REGION_STRIDE'), this.#offsets.region);
+  }
+
+  /** The vring at an offset of the arena. */
+  vring(at: number): VringStruct {
+    return new Struct(this.#arena, at, this.#offsets.vring);
+  }
+}

@@ -1,0 +1,95 @@
+/**
+ * A learning bridge (IEEE 802.1D, 7.8 and 7.9): decides on snapshots where the frames of a burst go, and sends
+ * them there. Frames for one destination keep their order and go out as one burst.
+ */
+import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
+import { drop, DROP_SAME_PORT, header, portAt, Vring, vringAt } from './layout';
+import { destinationSlot, FLOOD, frameAt, listSlot, markSlot, NOWHERE, packetAt, worker } from './scratch';
+import { transmit } from './split-device';
+
+/** The group bit of an address, as loaded little-endian. */
+const GROUP: u64 = 1;
+
+/** Switches the first `count` frames of this worker's burst, which came from `source`. */
+export function bridge(source: Vring, count: u32): void {
+  const from = source.port;
+  let lastSource: u64 = 0;
+  let lastDestination: u64 = 0;
+  let lastPort: u32 = NOWHERE;
+  let only: u32 = NO_PORT;
+  let uniform = true;
+  for (let i: u32 = 0; i < count; i++) {
+    const packet = packetAt(i);
+    if (packet.destination == NOWHERE) {
+      uniform = false;
+      continue;
+    }
+    const frame = frameAt(i);
+    const destination = load<u64>(frame) & MAC_MASK;
+    const origin = load<u64>(frame, 6) & MAC_MASK;
+    // Frames of one flow come together: they need one lookup.
+    if (origin != lastSource) {
+      lastSource = origin;
+      if (origin != 0 && !(origin & GROUP)) learn(origin, from);
+    }
+    if (destination != lastDestination || i == 0) {
+      lastDestination = destination;
+      const port = destination & GROUP ? NO_PORT : lookup(destination);
+      lastPort = port == NO_PORT ? FLOOD : port;
+    }
+    packet.destination = lastPort;
+    if (lastPort == from) {
+      packet.destination = NOWHERE;
+      drop(source, DROP_SAME_PORT);
+      uniform = false;
+    } else if (only == NO_PORT) {
+      only = lastPort;
+    } else if (only != lastPort) {
+      uniform = false;
+    }
+  }
+  if (only == NO_PORT) return;
+  if (uniform && only != FLOOD) {
+    for (let i: u32 = 0; i < count; i++) store<u32>(listSlot(i), i);
+    transmit(vringAt(portAt(only), 0), count);
+    return;
+  }
+  const destinations = collect(from, count);
+  for (let d: u32 = 0; d < destinations; d++) {
+    const port = load<u32>(destinationSlot(d));
+    let n: u32 = 0;
+    for (let i: u32 = 0; i < count; i++) {
+      const to = packetAt(i).destination;
+      if (to == port || to == FLOOD) store<u32>(listSlot(n++), i);
+    }
+    transmit(vringAt(portAt(port), 0), n);
+  }
+}
+
+/** Lists the ports that the burst goes to, each once; returns how many. */
+function collect(from: u32, count: u32): u32 {
+  const self = worker();
+  const stamp = ++self.burst;
+  let found: u32 = 0;
+  let flooded = false;
+  for (let i: u32 = 0; i < count; i++) {
+    const port = packetAt(i).destination;
+    if (port == NOWHERE) continue;
+    if (port == FLOOD) {
+      if (flooded) continue;
+      flooded = true;
+      const ports = header().portCount;
+      for (let p: u32 = 0; p < ports; p++) {
+        // A port without a guest gets no copy of what is meant for everybody, and that is no loss.
+        if (p != from && portAt(p).pairs > 0 && load<u32>(markSlot(p)) != stamp) {
+          store<u32>(markSlot(p), stamp);
+          store<u32>(destinationSlot(found++), p);
+        }
+      }
+    } else if (load<u32>(markSlot(port)) != stamp) {
+      store<u32>(markSlot(port), stamp);
+      store<u32>(destinationSlot(found++), port);
+    }
+  }
+  return found;
+}

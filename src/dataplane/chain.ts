@@ -1,0 +1,142 @@
+/**
+ * Descriptor chains of a split virtqueue (virtio 1.3, 2.7.5): from a head to the pieces of memory it names.
+ * Each descriptor is read once into locals; nothing is looked at twice, so a guest that rewrites a descriptor
+ * meanwhile gains nothing.
+ */
+import {
+  E_ADDRESS,
+  E_CHAIN_LONG,
+  E_INDIRECT_LENGTH,
+  E_INDIRECT_NESTED,
+  E_INDIRECT_NEXT,
+  E_INDIRECT_REFUSED,
+  E_NEXT_RANGE,
+  E_READABLE,
+  E_WRITABLE,
+  fail,
+} from './errors';
+import { INDIRECT, Vring } from './layout';
+import { contiguous, translate } from './memory';
+import { Piece, PIECE_STRIDE } from './scratch';
+
+/** Descriptor flags (2.7.5). */
+export const NEXT: u32 = 1;
+export const WRITE: u32 = 2;
+export const INDIRECT_TABLE: u32 = 4;
+
+export const BAD: i32 = -1;
+
+/** Pieces that the last walk() wrote. */
+export let pieceCount: u32 = 0;
+
+let entryAddress: u64 = 0;
+let entryMeta: u64 = 0;
+
+/**
+ * Writes the pieces of the chain at `head` to `to` until they hold `limit` bytes or the chain ends; returns the
+ * bytes, or BAD after it has broken the ring. `direction` is WRITE for buffers to write to, else 0. Never writes
+ * more than `limit` pieces: an empty buffer makes none.
+ */
+export function walk(vring: Vring, head: u32, direction: u32, to: usize, limit: u32): i32 {
+  const size = vring.size;
+  let at: usize = vring.desc;
+  let bound = size;
+  let indirect = false;
+  let tableAddress: u64 = 0;
+  let index = head;
+  let left = size;
+  let total: u32 = 0;
+  let count: u32 = 0;
+  for (;;) {
+    // A chain may take every slot of the ring, and not one more.
+    if (left-- == 0) return broken(vring, E_CHAIN_LONG, size);
+    if (at != 0) {
+      const entry = at + ((<usize>index) << 4);
+      entryAddress = load<u64>(entry);
+      entryMeta = load<u64>(entry, 8);
+    } else if (!readEntry(vring, tableAddress + ((<u64>index) << 4))) {
+      return broken(vring, E_ADDRESS, tableAddress);
+    }
+    const address = entryAddress;
+    const meta = entryMeta;
+    const length = <u32>meta;
+    const flags = <u32>(meta >> 32) & 0xffff;
+    if (flags & INDIRECT_TABLE) {
+      // 2.7.5.3.1: at most one table, at the end of the chain; 2.7.5.3.2: zero or more descriptors before it.
+      if (indirect) return broken(vring, E_INDIRECT_NESTED, index);
+      if (!(vring.flags & INDIRECT)) return broken(vring, E_INDIRECT_REFUSED, index);
+      if (flags & NEXT) return broken(vring, E_INDIRECT_NEXT, index);
+      if (length == 0 || length & 15 || length >> 4 > size) return broken(vring, E_INDIRECT_LENGTH, length);
+      at = translate(vring, address);
+      if (at == 0) return broken(vring, E_ADDRESS, address);
+      // A table that crosses into another region is read entry by entry.
+      if (contiguous < length) at = 0;
+      tableAddress = address;
+      bound = length >> 4;
+      left = bound;
+      index = 0;
+      indirect = true;
+      continue;
+    }
+    if ((flags & WRITE) != direction) return broken(vring, direction ? E_READABLE : E_WRITABLE, index);
+    let rest: u32 = min(length, limit - total);
+    let from = address;
+    while (rest > 0) {
+      const piece = translate(vring, from);
+      if (piece == 0) return broken(vring, E_ADDRESS, from);
+      const taken: u32 = <u64>rest < contiguous ? rest : <u32>contiguous;
+      const slot = changetype<Piece>(to + <usize>count * PIECE_STRIDE);
+      slot.at = piece;
+      slot.length = taken;
+      count++;
+      rest -= taken;
+      total += taken;
+      from += taken;
+    }
+    if (total >= limit || !(flags & NEXT)) break;
+    index = <u32>(meta >> 48);
+    if (index >= bound) return broken(vring, E_NEXT_RANGE, index);
+  }
+  pieceCount = count;
+  return <i32>total;
+}
+
+/** Reads a descriptor that may lie across regions, byte by byte. */
+function readEntry(vring: Vring, address: u64): bool {
+  let first: u64 = 0;
+  let second: u64 = 0;
+  for (let i: u64 = 0; i < 16; i++) {
+    const at = translate(vring, address + i);
+    if (at == 0) return false;
+    const byte = <u64>load<u8>(at);
+    if (i < 8) first |= byte << (i << 3);
+    else second |= byte << ((i - 8) << 3);
+  }
+  entryAddress = first;
+  entryMeta = second;
+  return true;
+}
+
+function broken(vring: Vring, error: u32, value: u64): i32 {
+  fail(vring, error, value);
+  return BAD;
+}
+
+/** Copies `length` bytes between pieces and a contiguous place, starting `skip` bytes into the pieces. */
+export function gather(to: usize, list: usize, skip: u32, length: u32): void {
+  let piece = changetype<Piece>(list);
+  while (skip >= piece.length && length > 0) {
+    skip -= piece.length;
+    list += PIECE_STRIDE;
+    piece = changetype<Piece>(list);
+  }
+  while (length > 0) {
+    const part = min(piece.length - skip, length);
+    memory.copy(to, piece.at + skip, part);
+    to += part;
+    length -= part;
+    skip = 0;
+    list += PIECE_STRIDE;
+    piece = changetype<Piece>(list);
+  }
+}

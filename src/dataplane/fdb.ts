@@ -1,0 +1,148 @@
+/**
+ * The forwarding database: MAC address to port, shared by all workers.
+ *
+ * Buckets of 8 entries, two candidate buckets an address (by two halves of one keyed hash): a lookup touches at
+ * most four cache lines, and an address finds room up to loads that the bound of entries never reaches. An entry's
+ * first word holds address and port together, so that a reader needs no lock; whoever adds or removes takes one.
+ */
+import { FDB, header, Header, Port, portAt } from './layout';
+import { acquire, release } from './lock';
+
+@unmanaged
+export class Entry {
+  /** Address in the low 48 bits as it stands in a frame (little-endian load), port above; 0: free. */
+  key: u64;
+  /** Second of the last frame from it. */
+  seen: u32;
+  pad: u32;
+}
+
+export const ENTRY_STRIDE: usize = 16;
+const BUCKET: u32 = 8;
+const BUCKETS: u32 = 32768;
+export const FDB_SLOTS: u32 = BUCKETS * BUCKET;
+export const MAC_MASK: u64 = 0xffff_ffff_ffff;
+export const NO_PORT: u32 = 0xffff_ffff;
+
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/** Mixes all bits of the address with the seed (finalizer of MurmurHash3, twice keyed). */
+@inline
+function hash(mac: u64): u64 {
+  let h = (mac ^ header().fdbSeed) * MIX;
+  h = (h ^ (h >> 32)) * 0xd6e8_feb8_6659_fd93;
+  return h ^ (h >> 32);
+}
+
+@inline function bucket(index: u32): usize { return FDB + <usize>(index & (BUCKETS - 1)) * BUCKET * ENTRY_STRIDE; }
+
+@inline
+function find(at: usize, mac: u64): usize {
+  for (let i: u32 = 0; i < BUCKET; i++) {
+    if ((load<u64>(at + <usize>i * ENTRY_STRIDE) & MAC_MASK) == mac) return at + <usize>i * ENTRY_STRIDE;
+  }
+  return 0;
+}
+
+function locate(mac: u64): usize {
+  const h = hash(mac);
+  const first = find(bucket(<u32>h), mac);
+  return first ? first : find(bucket(<u32>(h >> 32)), mac);
+}
+
+/** The port behind an address, NO_PORT when it isn't known or too old. */
+export function lookup(mac: u64): u32 {
+  const at = locate(mac);
+  if (at == 0) return NO_PORT;
+  const entry = changetype<Entry>(at);
+  if (header().now - entry.seen > header().ageing) return NO_PORT;
+  const key = entry.key;
+  return (key & MAC_MASK) == mac ? <u32>(key >> 48) : NO_PORT;
+}
+
+/** Notes that `mac` is behind `port`: a new address, one that moved, or one seen again. */
+export function learn(mac: u64, port: u32): void {
+  const at = locate(mac);
+  const now = header().now;
+  if (at != 0) {
+    const entry = changetype<Entry>(at);
+    if (entry.key == (mac | (<u64>port << 48))) {
+      if (entry.seen != now) entry.seen = now;
+      return;
+    }
+  }
+  const lock = HEADER_LOCK();
+  acquire(lock);
+  insert(mac, port, now);
+  release(lock);
+}
+
+@inline function HEADER_LOCK(): usize { return changetype<usize>(header()) + offsetof<Header>('fdbLock'); }
+
+function insert(mac: u64, port: u32, now: u32): void {
+  const to = portAt(port);
+  if (to.addresses >= to.addressLimit) {
+    to.notLearned += 1;
+    return;
+  }
+  let at = locate(mac);
+  if (at == 0) {
+    if (header().fdbEntries >= header().fdbLimit) at = 0;
+    else {
+      const h = hash(mac);
+      const one = emptiest(bucket(<u32>h));
+      const two = emptiest(bucket(<u32>(h >> 32)));
+      at = roomOf(bucket(<u32>h)) >= roomOf(bucket(<u32>(h >> 32))) ? one : two;
+    }
+    if (at == 0) {
+      to.notLearned += 1;
+      return;
+    }
+    header().fdbEntries += 1;
+  } else {
+    portAt(<u32>(changetype<Entry>(at).key >> 48)).addresses -= 1;
+  }
+  to.addresses += 1;
+  changetype<Entry>(at).seen = now;
+  atomic.store<u64>(at, mac | (<u64>port << 48));
+}
+
+function roomOf(at: usize): u32 {
+  let room: u32 = 0;
+  for (let i: u32 = 0; i < BUCKET; i++) if (load<u64>(at + <usize>i * ENTRY_STRIDE) == 0) room++;
+  return room;
+}
+
+function emptiest(at: usize): usize {
+  for (let i: u32 = 0; i < BUCKET; i++) if (load<u64>(at + <usize>i * ENTRY_STRIDE) == 0) return at + <usize>i * ENTRY_STRIDE;
+  return 0;
+}
+
+/**
+ * Forgets addresses: all of `port` (NO_PORT: of every port), or with `expired` only those that are too old.
+ * Returns how many.
+ */
+export function flush(port: u32, expired: bool): u32 {
+  const lock = HEADER_LOCK();
+  const now = header().now;
+  const ageing = header().ageing;
+  let count: u32 = 0;
+  for (let b: u32 = 0; b < BUCKETS; b++) {
+    const at = bucket(b);
+    for (let i: u32 = 0; i < BUCKET; i++) {
+      const slot = at + <usize>i * ENTRY_STRIDE;
+      if (load<u64>(slot) == 0) continue;
+      acquire(lock);
+      const entry = changetype<Entry>(slot);
+      const owner = <u32>(entry.key >> 48);
+      if (entry.key != 0 && (port == NO_PORT || owner == port) && (!expired || now - entry.seen > ageing)) {
+        atomic.store<u64>(slot, 0);
+        portAt(owner).addresses -= 1;
+        header().fdbEntries -= 1;
+        count++;
+      }
+      release(lock);
+    }
+  }
+  return count;
+}

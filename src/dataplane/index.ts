@@ -1,0 +1,90 @@
+/** What the data plane offers to the workers and the control plane: functions, and the layouts by name. */
+import * as L from './layout';
+import * as S from './scratch';
+import { Entry, ENTRY_STRIDE as ENTRY_BYTES, FDB_SLOTS as SLOTS } from './fdb';
+
+export { armAll, disarmAll, poll, sleep, start, wake } from './poll';
+export { flush, learn, lookup } from './fdb';
+
+export const HEADER: usize = L.HEADER;
+export const PORTS: usize = L.PORTS;
+export const WORKERS: usize = L.WORKERS;
+export const FDB: usize = L.FDB;
+export const TABLES: usize = L.TABLES;
+export const MAPPED: usize = L.MAPPED;
+export const TOP: usize = L.TOP;
+export const MAX_PORTS: u32 = L.MAX_PORTS;
+export const MAX_WORKERS: u32 = L.MAX_WORKERS;
+export const MAX_REGIONS: u32 = L.MAX_REGIONS;
+export const MAX_QUEUES: u32 = S.MAX_QUEUES;
+export const FDB_SLOTS: u32 = SLOTS;
+export const WORKER_STRIDE: usize = L.WORKER_STRIDE;
+export const PORT_STRIDE: usize = L.PORT_STRIDE;
+export const VRING_STRIDE: usize = L.VRING_STRIDE;
+export const REGION_STRIDE: usize = L.REGION_STRIDE;
+export const ENTRY_STRIDE: usize = ENTRY_BYTES;
+export const QUEUES_OFFSET: usize = S.QUEUES_OFFSET;
+export const CALLS_OFFSET: usize = S.CALLS_OFFSET;
+
+export const Header_generation: usize = offsetof<L.Header>('generation');
+export const Header_portCount: usize = offsetof<L.Header>('portCount');
+export const Header_workerCount: usize = offsetof<L.Header>('workerCount');
+export const Header_now: usize = offsetof<L.Header>('now');
+export const Header_ageing: usize = offsetof<L.Header>('ageing');
+export const Header_fdbEntries: usize = offsetof<L.Header>('fdbEntries');
+export const Header_fdbLimit: usize = offsetof<L.Header>('fdbLimit');
+export const Header_fdbLock: usize = offsetof<L.Header>('fdbLock');
+export const Header_fdbSeed: usize = offsetof<L.Header>('fdbSeed');
+
+export const Worker_seen: usize = offsetof<L.Worker>('seen');
+export const Worker_stop: usize = offsetof<L.Worker>('stop');
+export const Worker_queueCount: usize = offsetof<L.Worker>('queueCount');
+export const Worker_callCount: usize = offsetof<L.Worker>('callCount');
+export const Worker_brokenCount: usize = offsetof<L.Worker>('brokenCount');
+export const Worker_round: usize = offsetof<L.Worker>('round');
+export const Worker_cursor: usize = offsetof<L.Worker>('cursor');
+export const Worker_burst: usize = offsetof<L.Worker>('burst');
+export const Worker_idleRounds: usize = offsetof<L.Worker>('idleRounds');
+export const Worker_busyRounds: usize = offsetof<L.Worker>('busyRounds');
+
+export const Port_used: usize = offsetof<L.Port>('used');
+export const Port_vrings: usize = offsetof<L.Port>('vrings');
+export const Port_pairs: usize = offsetof<L.Port>('pairs');
+export const Port_regions: usize = offsetof<L.Port>('regions');
+export const Port_regionCount: usize = offsetof<L.Port>('regionCount');
+export const Port_addresses: usize = offsetof<L.Port>('addresses');
+export const Port_addressLimit: usize = offsetof<L.Port>('addressLimit');
+export const Port_notLearned: usize = offsetof<L.Port>('notLearned');
+
+export const Region_base: usize = offsetof<L.Region>('base');
+export const Region_size: usize = offsetof<L.Region>('size');
+export const Region_arena: usize = offsetof<L.Region>('arena');
+
+export const Vring_state: usize = offsetof<L.Vring>('state');
+export const Vring_enabled: usize = offsetof<L.Vring>('enabled');
+export const Vring_size: usize = offsetof<L.Vring>('size');
+export const Vring_flags: usize = offsetof<L.Vring>('flags');
+export const Vring_desc: usize = offsetof<L.Vring>('desc');
+export const Vring_avail: usize = offsetof<L.Vring>('avail');
+export const Vring_used: usize = offsetof<L.Vring>('used');
+export const Vring_port: usize = offsetof<L.Vring>('port');
+export const Vring_lastAvail: usize = offsetof<L.Vring>('lastAvail');
+export const Vring_usedIdx: usize = offsetof<L.Vring>('usedIdx');
+export const Vring_signalled: usize = offsetof<L.Vring>('signalled');
+export const Vring_signalledValid: usize = offsetof<L.Vring>('signalledValid');
+export const Vring_headerLength: usize = offsetof<L.Vring>('headerLength');
+export const Vring_lock: usize = offsetof<L.Vring>('lock');
+export const Vring_error: usize = offsetof<L.Vring>('error');
+export const Vring_errorValue: usize = offsetof<L.Vring>('errorValue');
+export const Vring_callFd: usize = offsetof<L.Vring>('callFd');
+export const Vring_callRound: usize = offsetof<L.Vring>('callRound');
+export const Vring_cacheArena: usize = offsetof<L.Vring>('cacheArena');
+export const Vring_cacheBase: usize = offsetof<L.Vring>('cacheBase');
+export const Vring_cacheSize: usize = offsetof<L.Vring>('cacheSize');
+export const Vring_packets: usize = offsetof<L.Vring>('packets');
+export const Vring_bytes: usize = offsetof<L.Vring>('bytes');
+export const Vring_notifications: usize = offsetof<L.Vring>('notifications');
+export const Vring_drops: usize = offsetof<L.Vring>('drops');
+
+export const Entry_key: usize = offsetof<Entry>('key');
+export const Entry_seen: usize = offsetof<Entry>('seen');

@@ -1,0 +1,194 @@
+/**
+ * What lies where in the arena, and the structures that the data plane and the control plane share.
+ *
+ * This file is the single source of the layouts: index.ts exports the strides and offsets, TypeScript reads them.
+ * The control plane writes a structure only while no worker can look at it (see quiescence in poll.ts).
+ *
+ *   0x0000_0000   never used: address 0 means "nothing"
+ *   0x0001_0000   header
+ *   0x0010_0000   ports
+ *   0x0020_0000   worker areas, 2 MiB each
+ *   0x0420_0000   forwarding database
+ *   0x0480_0000   tables made at run time: vrings, memory regions, driver rings
+ *   0x1000_0000   memory mapped from elsewhere: guests, the packet pool
+ *   0xffe0_0000   never mapped, so that a wide load at the end of the last region stays inside
+ */
+
+export const HEADER: usize = 0x1_0000;
+export const PORTS: usize = 0x10_0000;
+export const WORKERS: usize = 0x20_0000;
+export const FDB: usize = 0x420_0000;
+export const TABLES: usize = 0x480_0000;
+export const MAPPED: usize = 0x1000_0000;
+export const TOP: usize = 0xffe0_0000;
+
+export const MAX_PORTS: u32 = 2048;
+export const MAX_WORKERS: u32 = 32;
+export const MAX_REGIONS: u32 = 512;
+export const WORKER_STRIDE: usize = 0x20_0000;
+
+/** Packets taken from a ring in one go. */
+export const BURST: u32 = 64;
+/** Bytes of a frame that are copied before anything is decided on them. */
+export const SNAPSHOT: u32 = 128;
+/** Largest frame: 64 KiB of payload and an Ethernet header (virtio 1.3, 5.1.6.3.1: 65562 with the header). */
+export const MAX_FRAME: u32 = 65550;
+
+/** One in the arena, written by the control plane. */
+@unmanaged
+export class Header {
+  /** Raised with each change that the workers must have seen before memory is reused. */
+  generation: u32;
+  /** Ports in use lie below this index. */
+  portCount: u32;
+  workerCount: u32;
+  /** Seconds, monotonic. */
+  now: u32;
+  /** Seconds after which an address is forgotten. */
+  ageing: u32;
+  /** Learned addresses, and their bound. */
+  fdbEntries: u32;
+  fdbLimit: u32;
+  fdbLock: i32;
+  /** Keys of the forwarding database's hash, drawn at start so that nobody can aim at one bucket. */
+  fdbSeed: u64;
+}
+
+/** A worker's own area starts with this; the rest is scratch memory (see scratch.ts). */
+@unmanaged
+export class Worker {
+  /** The generation that this worker has seen; SLEEPING while it touches nothing. */
+  seen: u32;
+  stop: u32;
+  /** Rings that it polls: `queues[0 … queueCount)`, arena addresses. */
+  queueCount: u32;
+  /** Rings whose guest wants an interrupt after this round: `calls[0 … callCount)`. */
+  callCount: u32;
+  /** Raised when a ring was found broken. */
+  brokenCount: u32;
+  /** Number of the round in its low 24 bits, the worker above: no two workers share one. */
+  round: u32;
+  /** Where the next round starts in the list of rings. */
+  cursor: u32;
+  /** The burst in work; marks which destinations were seen. */
+  burst: u32;
+  /** Rounds in which nothing came, rounds with packets. */
+  idleRounds: u64;
+  busyRounds: u64;
+}
+
+export const SLEEPING: u32 = 0xffff_ffff;
+
+/** A port of the switch. */
+@unmanaged
+export class Port {
+  /** 1 while in use. */
+  used: u32;
+  /** First of this port's vrings; even ones go to the guest, odd ones come from it (virtio 1.3, 5.1.2). */
+  vrings: usize;
+  /** Pairs of queues that packets may be sent to now. */
+  pairs: u32;
+  /** Guest memory: `regions[0 … regionCount)`, sorted by guest address. */
+  regions: usize;
+  regionCount: u32;
+  /** Learned addresses, and their bound. */
+  addresses: u32;
+  addressLimit: u32;
+  /** Addresses not learned because a bound was reached. */
+  notLearned: u32;
+}
+
+/** A piece of guest memory that lies in the arena in one piece. */
+@unmanaged
+export class Region {
+  /** Guest physical address, inclusive. */
+  base: u64;
+  /** Bytes. */
+  size: u64;
+  /** Where it lies in the arena. */
+  arena: usize;
+  pad: u32;
+}
+
+export const STOPPED: u32 = 0;
+export const RUNNING: u32 = 1;
+export const BROKEN: u32 = 2;
+
+/** Vring.flags */
+export const EVENT_IDX: u32 = 1;
+export const INDIRECT: u32 = 2;
+export const MERGEABLE: u32 = 4;
+export const IN_ORDER: u32 = 8;
+
+/** Reasons for a drop, in the order of Vring.drops. */
+export const DROP_RING_FULL: u32 = 0;
+export const DROP_TOO_BIG: u32 = 1;
+export const DROP_SHORT: u32 = 2;
+export const DROP_OVERSIZE: u32 = 3;
+export const DROP_SAME_PORT: u32 = 4;
+export const DROP_NO_GUEST: u32 = 5;
+export const DROP_BROKEN: u32 = 6;
+export const DROP_DISABLED: u32 = 7;
+export const DROP_REASONS: u32 = 8;
+
+/** A virtqueue seen from the device (vhost). */
+@unmanaged
+export class Vring {
+  state: u32;
+  /** Packets move only while this is 1 (VHOST_USER_SET_VRING_ENABLE). */
+  enabled: u32;
+  size: u32;
+  flags: u32;
+  /** The three parts in the arena (virtio 1.3, 2.7). */
+  desc: usize;
+  avail: usize;
+  used: usize;
+  /** Index of the port. */
+  port: u32;
+  /** Next entry of the avail ring, next entry of the used ring: 16 bits each. */
+  lastAvail: u32;
+  usedIdx: u32;
+  /** Used index when the guest was last interrupted; only meaningful while signalledValid. */
+  signalled: u32;
+  signalledValid: u32;
+  /** Bytes of the virtio-net header: 12, or 10 without MRG_RXBUF and VERSION_1 (5.1.6). */
+  headerLength: u32;
+  lock: i32;
+  /** Why it is BROKEN (errors.ts), and the value that was wrong. */
+  error: u32;
+  pad: u32;
+  errorValue: u64;
+  /** Eventfd that interrupts the guest; -1: none. */
+  callFd: i32;
+  /** The round (Worker.round) whose list of calls it is in. */
+  callRound: u32;
+  /** The region hit last. */
+  cacheArena: usize;
+  cacheBase: u64;
+  cacheSize: u64;
+  packets: u64;
+  bytes: u64;
+  notifications: u64;
+  /** By reason. */
+  drops: u64;
+  drop1: u64;
+  drop2: u64;
+  drop3: u64;
+  drop4: u64;
+  drop5: u64;
+  drop6: u64;
+  drop7: u64;
+}
+
+/** Strides are whole cache lines, so that two workers never write to one line. */
+export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
+export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
+export const REGION_STRIDE: usize = offsetof<Region>();
+
+@inline export function header(): Header { return changetype<Header>(HEADER); }
+@inline export function portAt(index: u32): Port { return changetype<Port>(PORTS + <usize>index * PORT_STRIDE); }
+@inline export function vringAt(port: Port, index: u32): Vring { return changetype<Vring>(port.vrings + <usize>index * VRING_STRIDE); }
+@inline export function drop(vring: Vring, reason: u32, count: u64 = 1): void {
+  const at = changetype<usize>(vring) + offsetof<Vring>("drops") + (<usize>reason << 3);
+  store<u64>(at, load<u64>(at) + count);
+}

@@ -1,0 +1,94 @@
+/**
+ * What a worker does over and over: a round takes one burst from each of its rings and switches it.
+ *
+ * Quiescence: a worker notes the generation that it has seen before each round, and SLEEPING before it sleeps.
+ * The control plane changes a table, raises the generation and waits until no worker is older; then nothing can
+ * hold what the table said before.
+ */
+import { bridge } from './bridge';
+import { drop, DROP_DISABLED, header, MAX_PORTS, RUNNING, SLEEPING, Vring } from './layout';
+import { MAX_QUEUES, queueSlot, useWorker, worker } from './scratch';
+import { arm, complete, disarm, receive } from './split-device';
+
+/** Binds this instance to a worker's area, once, before anything else. */
+export function start(index: u32): void {
+  useWorker(index);
+  const self = worker();
+  self.round = index << 24;
+  atomic.store<u32>(selfSeen(), SLEEPING);
+}
+
+@inline function selfSeen(): usize { return changetype<usize>(worker()); }
+
+/**
+ * Up to `rounds` rounds; ends early when guests are to be interrupted, when a ring broke or when asked to stop.
+ * Returns the packets that came.
+ */
+export function poll(rounds: u32): u32 {
+  const self = worker();
+  let packets: u32 = 0;
+  for (let r: u32 = 0; r < rounds; r++) {
+    atomic.store<u32>(selfSeen(), atomic.load<u32>(changetype<usize>(header())));
+    const came = round();
+    packets += came;
+    if (came > 0) self.busyRounds += 1;
+    else self.idleRounds += 1;
+    if (self.callCount > 0 || self.brokenCount > 0 || atomic.load<u32>(selfSeen(), 4) != 0) break;
+  }
+  return packets;
+}
+
+function round(): u32 {
+  const self = worker();
+  const count = self.queueCount;
+  self.round = (self.round & 0xff00_0000) | ((self.round + 1) & 0x00ff_ffff);
+  let packets: u32 = 0;
+  let at = self.cursor < count ? self.cursor : 0;
+  for (let i: u32 = 0; i < count; i++) {
+    const vring = changetype<Vring>(load<u32>(queueSlot(at)));
+    if (++at == count) at = 0;
+    if (vring.state == RUNNING) {
+      const burst = receive(vring);
+      if (burst > 0) {
+        // A ring that isn't enabled is emptied without any effect (vhost-user, "Ring states").
+        if (vring.enabled) bridge(vring, burst);
+        else drop(vring, DROP_DISABLED, burst);
+        complete(vring, burst);
+        packets += burst;
+        // A burst adds at most one call a port and its own; the next round goes on behind this ring.
+        if (self.callCount > MAX_QUEUES - MAX_PORTS - 2) break;
+      }
+    }
+  }
+  self.cursor = at;
+  return packets;
+}
+
+/** Asks the guests for kicks; true when there is work already, and then nobody may sleep. */
+export function armAll(): bool {
+  const self = worker();
+  let work = false;
+  for (let i: u32 = 0; i < self.queueCount; i++) {
+    const vring = changetype<Vring>(load<u32>(queueSlot(i)));
+    if (vring.state == RUNNING && arm(vring)) work = true;
+  }
+  return work;
+}
+
+export function disarmAll(): void {
+  const self = worker();
+  for (let i: u32 = 0; i < self.queueCount; i++) {
+    const vring = changetype<Vring>(load<u32>(queueSlot(i)));
+    if (vring.state == RUNNING) disarm(vring);
+  }
+}
+
+/** From here to wake() this worker reads no table. */
+export function sleep(): void {
+  atomic.store<u32>(selfSeen(), SLEEPING);
+}
+
+/** Before the first look at a table: the store comes before the looks (sequentially consistent). */
+export function wake(): void {
+  atomic.store<u32>(selfSeen(), atomic.load<u32>(changetype<usize>(header())));
+}

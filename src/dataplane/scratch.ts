@@ -1,0 +1,86 @@
+/**
+ * A worker's own memory: the burst in work. Laid out at the worker's area of the arena, reused for each burst.
+ *
+ *   +0x00_0000  Worker
+ *   +0x00_1000  rings that it polls
+ *   +0x00_5000  rings whose guests want an interrupt
+ *   +0x00_9000  the packets of the burst
+ *   +0x00_a000  their snapshots
+ *   +0x00_d000  per port: the burst that it was last a destination of
+ *   +0x00_f000  the destinations of the burst
+ *   +0x01_1000  the packets for one destination
+ *   +0x06_0000  pieces of the buffers to write to
+ *   +0x10_0000  pieces of the buffers to read from
+ */
+import { BURST, MAX_WORKERS, SNAPSHOT, Worker, WORKER_STRIDE, WORKERS } from './layout';
+
+const QUEUES: usize = 0x1000;
+const CALLS: usize = 0x5000;
+const PACKETS: usize = 0x9000;
+const SNAPSHOTS: usize = 0xa000;
+const MARKS: usize = 0xd000;
+const DESTINATIONS: usize = 0xf000;
+const LIST: usize = 0x1_1000;
+const SINKS: usize = 0x6_0000;
+const PIECES: usize = 0x10_0000;
+
+/** Bound of rings that a worker polls, and of rings that it can want to interrupt. */
+export const MAX_QUEUES: u32 = 4096;
+/** Pieces that a burst may have; a packet has at most one a byte. */
+export const MAX_PIECES: u32 = 0x2_0000;
+
+/** A frame in the burst. */
+@unmanaged
+export class Packet {
+  /** Head of its descriptor chain. */
+  head: u32;
+  /** Bytes of the frame, without the virtio-net header. */
+  length: u32;
+  /** Its pieces in guest memory, header included: `Piece[pieceCount]`. */
+  pieces: usize;
+  pieceCount: u32;
+  /** Where the frame goes on behind the snapshot, if it is in one piece there; else 0. */
+  rest: usize;
+  /** Index of the port it goes to, or FLOOD, or NOWHERE. */
+  destination: u32;
+  /** Bytes of virtio-net header before the frame in the pieces. */
+  skip: u32;
+  pad: u32;
+}
+
+/** A contiguous piece of a buffer. */
+@unmanaged
+export class Piece {
+  at: usize;
+  length: u32;
+}
+
+export const FLOOD: u32 = 0xffff_fffe;
+export const NOWHERE: u32 = 0xffff_ffff;
+
+const PACKET_STRIDE: usize = 32;
+export const PIECE_STRIDE: usize = 8;
+// 16 bytes of room for the virtio-net header, so that the frame itself is aligned; 16 behind, for wide stores.
+const SNAPSHOT_STRIDE: usize = 16 + SNAPSHOT + 16;
+
+let base: usize = WORKERS;
+
+/** Chooses the area that this instance works in. */
+export function useWorker(index: u32): void {
+  base = WORKERS + <usize>min(index, MAX_WORKERS - 1) * WORKER_STRIDE;
+}
+
+@inline export function worker(): Worker { return changetype<Worker>(base); }
+@inline export function queueSlot(index: u32): usize { return base + QUEUES + ((<usize>index) << 2); }
+@inline export function callSlot(index: u32): usize { return base + CALLS + ((<usize>index) << 2); }
+@inline export function packetAt(index: u32): Packet { return changetype<Packet>(base + PACKETS + <usize>index * PACKET_STRIDE); }
+/** The snapshot of a frame; its virtio-net header stands right before it. */
+@inline export function frameAt(index: u32): usize { return base + SNAPSHOTS + <usize>index * SNAPSHOT_STRIDE + 16; }
+@inline export function markSlot(port: u32): usize { return base + MARKS + ((<usize>port) << 2); }
+@inline export function destinationSlot(index: u32): usize { return base + DESTINATIONS + ((<usize>index) << 2); }
+@inline export function listSlot(index: u32): usize { return base + LIST + ((<usize>index) << 2); }
+@inline export function sinks(): usize { return base + SINKS; }
+@inline export function pieces(): usize { return base + PIECES; }
+/** Offsets for the control plane. */
+export const QUEUES_OFFSET: usize = QUEUES;
+export const CALLS_OFFSET: usize = CALLS;

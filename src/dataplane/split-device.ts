@@ -1,0 +1,388 @@
+/**
+ * The device's side of a split virtqueue (virtio 1.3, 2.7): what a vhost back-end does with a guest's rings.
+ *
+ * receive()   takes up to a burst of frames from the ring that the guest transmits on: first all descriptors,
+ *             then all snapshots, so that the processor overlaps the cache misses
+ * complete()  gives their buffers back
+ * transmit()  writes frames into the ring that the guest receives on
+ *
+ * A frame is copied once, from guest to guest; what a decision rests on is in the snapshot and is never read
+ * from guest memory again.
+ */
+import { BAD, gather, NEXT, pieceCount, walk, WRITE, INDIRECT_TABLE } from './chain';
+import { copy, copy16 } from './copy';
+import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
+import {
+  BURST, drop, DROP_BROKEN, DROP_NO_GUEST, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG,
+  EVENT_IDX, header, MAX_FRAME, MERGEABLE, RUNNING, SNAPSHOT, Vring,
+} from './layout';
+import { acquire, release } from './lock';
+import { contiguous, translate } from './memory';
+import {
+  callSlot, frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, packetAt, Piece, PIECE_STRIDE, pieces, sinks, worker,
+} from './scratch';
+
+/** used.flags: the driver need not notify (2.7.8). avail.flags: the device need not interrupt (2.7.7). */
+const NO_NOTIFY: u16 = 1;
+const NO_INTERRUPT: u16 = 1;
+
+/** Shortest frame that has a source and a destination. */
+const ETHERNET_HEADER: u32 = 14;
+
+@inline function availIdx(vring: Vring): u32 { return <u32>atomic.load<u16>(vring.avail + 2); }
+@inline function availRing(vring: Vring, index: u32): u32 {
+  return <u32>load<u16>(vring.avail + 4 + (<usize>(index & (vring.size - 1)) << 1));
+}
+@inline function putUsed(vring: Vring, index: u32, head: u32, length: u32): void {
+  store<u64>(vring.used + 4 + (<usize>(index & (vring.size - 1)) << 3), <u64>head | (<u64>length << 32));
+}
+/** Where the driver says when it wants an interrupt, and the device when it wants a kick (2.7.7, 2.7.10). */
+@inline function usedEvent(vring: Vring): usize { return vring.avail + 4 + (<usize>vring.size << 1); }
+@inline function availEvent(vring: Vring): usize { return vring.used + 4 + (<usize>vring.size << 3); }
+
+/** Takes frames from the ring into this worker's burst; returns how many. */
+export function receive(vring: Vring): u32 {
+  let last = vring.lastAvail;
+  const waiting = (availIdx(vring) - last) & 0xffff;
+  if (waiting == 0) return 0;
+  const size = vring.size;
+  if (waiting > size) {
+    fail(vring, E_AVAIL_JUMP, waiting);
+    return 0;
+  }
+  const wanted = min(waiting, BURST);
+  const headerLength = vring.headerLength;
+  const limit = headerLength + MAX_FRAME;
+  let free = pieces();
+  const lastFree = pieces() + <usize>(MAX_PIECES - MAX_FRAME - 64) * PIECE_STRIDE;
+  let count: u32 = 0;
+  for (; count < wanted && free < lastFree; count++) {
+    const head = availRing(vring, last + count);
+    if (head >= size) {
+      fail(vring, E_HEAD_RANGE, head);
+      break;
+    }
+    const descriptor = vring.desc + ((<usize>head) << 4);
+    const address = load<u64>(descriptor);
+    const meta = load<u64>(descriptor, 8);
+    const length = <u32>meta;
+    const flags = <u32>(meta >> 32) & 0xffff;
+    const packet = packetAt(count);
+    packet.head = head;
+    packet.pieces = free;
+    packet.skip = headerLength;
+    let total: u32 = 0;
+    if (flags == 0 && length <= limit) {
+      // One descriptor: most frames of most drivers.
+      const at = translate(vring, address);
+      if (at != 0 && contiguous >= length) {
+        const piece = changetype<Piece>(free);
+        piece.at = at;
+        piece.length = length;
+        packet.pieceCount = 1;
+        total = length;
+      }
+    }
+    if (total == 0) {
+      // One byte more than the limit is enough to know that a frame is too big.
+      const bytes = walk(vring, head, 0, free, limit + 1);
+      if (bytes == BAD) break;
+      packet.pieceCount = pieceCount;
+      total = <u32>bytes;
+    }
+    free += <usize>packet.pieceCount * PIECE_STRIDE;
+    packet.destination = 0;
+    if (total > limit || total < headerLength + ETHERNET_HEADER) {
+      drop(vring, total > limit ? DROP_OVERSIZE : DROP_SHORT);
+      packet.destination = NOWHERE;
+      total = headerLength;
+    }
+    packet.length = total - headerLength;
+  }
+  let bytes: u64 = 0;
+  let frames: u32 = 0;
+  for (let i: u32 = 0; i < count; i++) {
+    const packet = packetAt(i);
+    if (packet.destination == NOWHERE) continue;
+    snapshot(packet, frameAt(i), headerLength);
+    bytes += packet.length;
+    frames++;
+  }
+  vring.packets += frames;
+  vring.bytes += bytes;
+  vring.lastAvail = (last + count) & 0xffff;
+  return count;
+}
+
+/** Copies a frame's first bytes to `to` and puts an empty virtio-net header before them. */
+@inline
+function snapshot(packet: Packet, to: usize, headerLength: u32): void {
+  const length = packet.length;
+  const first = changetype<Piece>(packet.pieces);
+  if (packet.pieceCount == 1) {
+    const from = first.at + headerLength;
+    // Whole 16-byte steps: what is read beyond the frame stays in this worker's memory and is never sent.
+    copy16(to, from);
+    copy16(to + 16, from + 16);
+    copy16(to + 32, from + 32);
+    copy16(to + 48, from + 48);
+    if (length > 64) {
+      copy16(to + 64, from + 64);
+      copy16(to + 80, from + 80);
+      copy16(to + 96, from + 96);
+      copy16(to + 112, from + 112);
+    }
+    packet.rest = from + SNAPSHOT;
+  } else {
+    gather(to, packet.pieces, headerLength, min(length, SNAPSHOT));
+    packet.rest = 0;
+  }
+  // No offload is negotiated, so the header says nothing but "one buffer" (5.1.6.1: num_buffers is its last field).
+  store<u64>(to - 16, 0);
+  store<u64>(to - 8, 0x0001_0000_0000_0000);
+}
+
+/** Gives the buffers of the burst back to the guest. */
+export function complete(vring: Vring, count: u32): void {
+  let index = vring.usedIdx;
+  for (let i: u32 = 0; i < count; i++) putUsed(vring, index++, packetAt(i).head, 0);
+  publish(vring, index);
+}
+
+/** Makes used entries visible, and interrupts the guest if it wants that. */
+@inline
+function publish(vring: Vring, index: u32): void {
+  index &= 0xffff;
+  vring.usedIdx = index;
+  // Sequentially consistent: release of the entries, and the fence before the driver's wish is read (2.7.13.4.1).
+  atomic.store<u16>(vring.used + 2, <u16>index);
+  let wanted: bool;
+  if (vring.flags & EVENT_IDX) {
+    const event = <u32>atomic.load<u16>(usedEvent(vring));
+    const old = vring.signalled;
+    wanted = !vring.signalledValid || ((index - event - 1) & 0xffff) < ((index - old) & 0xffff);
+    vring.signalled = index;
+    vring.signalledValid = 1;
+  } else {
+    wanted = !(atomic.load<u16>(vring.avail) & NO_INTERRUPT);
+  }
+  if (wanted && vring.callFd >= 0) call(vring);
+}
+
+/** Notes that the guest is to be interrupted after this round: once, however many bursts the round had. */
+function call(vring: Vring): void {
+  const self = worker();
+  if (vring.callRound == self.round) return;
+  vring.callRound = self.round;
+  vring.notifications += 1;
+  store<u32>(callSlot(self.callCount), <u32>changetype<usize>(vring));
+  self.callCount += 1;
+}
+
+/** Writes `count` frames of the burst, named by the worker's list, to the ring that a guest receives on. */
+export function transmit(vring: Vring, count: u32): void {
+  if (vring.state != RUNNING || !vring.enabled) {
+    drop(vring, DROP_NO_GUEST, count);
+    return;
+  }
+  const shared = header().workerCount > 1;
+  const lock = changetype<usize>(vring) + offsetof<Vring>('lock');
+  if (shared) acquire(lock);
+  fill(vring, count);
+  if (shared) release(lock);
+}
+
+@inline
+function fill(vring: Vring, count: u32): void {
+  const size = vring.size;
+  const headerLength = vring.headerLength;
+  let last = vring.lastAvail;
+  let index = vring.usedIdx;
+  let free = (availIdx(vring) - last) & 0xffff;
+  if (free > size) {
+    fail(vring, E_AVAIL_JUMP, free);
+    drop(vring, DROP_BROKEN, count);
+    return;
+  }
+  let done: u32 = 0;
+  let bytes: u64 = 0;
+  for (let i: u32 = 0; i < count; i++) {
+    if (free == 0) {
+      free = (availIdx(vring) - last) & 0xffff;
+      if (free == 0 || free > size) {
+        drop(vring, DROP_RING_FULL, count - i);
+        break;
+      }
+    }
+    const which = load<u32>(listSlot(i));
+    const packet = packetAt(which);
+    const length = packet.length;
+    const need = headerLength + length;
+    const head = availRing(vring, last);
+    if (head >= size) {
+      fail(vring, E_HEAD_RANGE, head);
+      drop(vring, DROP_BROKEN, count - i);
+      break;
+    }
+    const descriptor = vring.desc + ((<usize>head) << 4);
+    const address = load<u64>(descriptor);
+    const meta = load<u64>(descriptor, 8);
+    if ((<u32>(meta >> 32) & (WRITE | INDIRECT_TABLE)) == WRITE && <u32>meta >= need) {
+      const to = translate(vring, address);
+      if (to != 0 && contiguous >= need) {
+        write(to, packet, frameAt(which), headerLength);
+        putUsed(vring, index, head, need);
+        index++;
+        last++;
+        free--;
+        done++;
+        bytes += length;
+        continue;
+      }
+    }
+    const taken = scatter(vring, last, index, free, packet, frameAt(which));
+    if (taken == BAD) {
+      drop(vring, DROP_BROKEN, count - i);
+      break;
+    }
+    if (taken > 0) {
+      index += taken;
+      last += taken;
+      free -= taken;
+      done++;
+      bytes += length;
+    }
+  }
+  if (done == 0) return;
+  vring.lastAvail = last & 0xffff;
+  vring.packets += done;
+  vring.bytes += bytes;
+  publish(vring, index);
+}
+
+/** Writes header and frame to one contiguous buffer. */
+@inline
+function write(to: usize, packet: Packet, frame: usize, headerLength: u32): void {
+  const length = packet.length;
+  // A header of 10 bytes is one of 12 without num_buffers (5.1.6).
+  const start = frame - 12;
+  if (headerLength == 10) {
+    memory.copy(to, start, 10);
+    to -= 2;
+  } else {
+    store<u64>(to, load<u64>(start));
+    store<u32>(to, load<u32>(start, 8), 8);
+  }
+  to += 12;
+  if (length <= SNAPSHOT) {
+    copy(to, frame, length);
+    return;
+  }
+  for (let i: u32 = 0; i < SNAPSHOT; i += 16) copy16(to + i, frame + i);
+  if (packet.rest != 0) copy(to + SNAPSHOT, packet.rest, length - SNAPSHOT);
+  else gather(to + SNAPSHOT, packet.pieces, packet.skip + SNAPSHOT, length - SNAPSHOT);
+}
+
+/**
+ * The general case: a frame over several descriptors, an indirect table, several regions or, with mergeable
+ * buffers (5.1.6.4), several chains. Returns the chains taken: 0 when the frame was dropped, BAD when the ring
+ * is broken now.
+ */
+function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet, frame: usize): i32 {
+  const headerLength = vring.headerLength;
+  const need = headerLength + packet.length;
+  const list = sinks();
+  let total: u32 = 0;
+  let count: u32 = 0;
+  let chains: u32 = 0;
+  while (total < need) {
+    if (chains > 0 && !(vring.flags & MERGEABLE)) {
+      drop(vring, DROP_TOO_BIG);
+      return 0;
+    }
+    if (chains == free) {
+      drop(vring, DROP_RING_FULL);
+      return 0;
+    }
+    const head = availRing(vring, last + chains);
+    if (head >= vring.size) {
+      fail(vring, E_HEAD_RANGE, head);
+      return BAD;
+    }
+    const bytes = walk(vring, head, WRITE, list + <usize>count * PIECE_STRIDE, need - total);
+    if (bytes == BAD) return BAD;
+    if (bytes == 0 || (chains == 0 && <u32>bytes < headerLength)) {
+      fail(vring, E_NO_ROOM, bytes);
+      return BAD;
+    }
+    // Not visible to the guest before the used index moves past it.
+    putUsed(vring, index + chains, head, bytes);
+    count += pieceCount;
+    total += <u32>bytes;
+    chains++;
+  }
+  // num_buffers of this copy of the header; the next destination sets its own.
+  store<u16>(frame - 2, <u16>chains);
+  spread(list, frame - 12, 0, headerLength);
+  spread(list, frame, headerLength, min(packet.length, SNAPSHOT));
+  store<u16>(frame - 2, 1);
+  if (packet.length > SNAPSHOT) {
+    let skip = packet.skip + SNAPSHOT;
+    let at = headerLength + SNAPSHOT;
+    let left = packet.length - SNAPSHOT;
+    let source = packet.pieces;
+    while (left > 0) {
+      const piece = changetype<Piece>(source);
+      if (skip >= piece.length) {
+        skip -= piece.length;
+      } else {
+        const part = min(piece.length - skip, left);
+        spread(list, piece.at + skip, at, part);
+        at += part;
+        left -= part;
+        skip = 0;
+      }
+      source += PIECE_STRIDE;
+    }
+  }
+  return chains;
+}
+
+let spreadPiece: usize = 0;
+let spreadStart: u32 = 0;
+
+/** Writes `length` contiguous bytes into pieces, `skip` bytes into them. Calls go forward, so the place is kept. */
+function spread(list: usize, from: usize, skip: u32, length: u32): void {
+  if (skip == 0) {
+    spreadPiece = list;
+    spreadStart = 0;
+  }
+  let piece = changetype<Piece>(spreadPiece);
+  let offset = skip - spreadStart;
+  while (length > 0) {
+    if (offset >= piece.length) {
+      offset -= piece.length;
+      spreadStart += piece.length;
+      spreadPiece += PIECE_STRIDE;
+      piece = changetype<Piece>(spreadPiece);
+      continue;
+    }
+    const part = min(piece.length - offset, length);
+    copy(piece.at + offset, from, part);
+    from += part;
+    offset += part;
+    length -= part;
+  }
+}
+
+/** Asks the guest to kick from now on; true when frames came meanwhile (2.7.10.1). */
+export function arm(vring: Vring): bool {
+  if (vring.flags & EVENT_IDX) atomic.store<u16>(availEvent(vring), <u16>vring.lastAvail);
+  else atomic.store<u16>(vring.used, 0);
+  return availIdx(vring) != vring.lastAvail;
+}
+
+/** Tells the guest that no kick is needed. With EVENT_IDX the event that has passed does that. */
+export function disarm(vring: Vring): void {
+  if (!(vring.flags & EVENT_IDX)) store<u16>(vring.used, NO_NOTIFY);
+}

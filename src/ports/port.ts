@@ -1,0 +1,36 @@
+/** The contract between the switch and a kind of port. */
+import type { Arena, Structures } from '../arena/index.ts';
+import type { PortDetail, PortSpec, PortStatus } from '../switch/types.ts';
+import type { Poller } from '../sys/index.ts';
+import type { Workers } from '../workers/workers.ts';
+
+/** What a port tells the switch. */
+export interface PortEvents {
+  guestUp(): void;
+  guestDown(reason: string): void;
+  queueBroken(queue: number, reason: string): void;
+  portError(error: string): void;
+}
+
+/** What the switch lends to a port. */
+export interface PortContext {
+  arena: Arena;
+  structures: Structures;
+  workers: Workers;
+  poller: Poller;
+  /** Index of the port in the data plane. */
+  slot: number;
+  /** Most addresses learned. */
+  maxAddresses: number;
+  events: PortEvents;
+}
+
+export interface Port {
+  readonly spec: PortSpec;
+  status(): PortStatus;
+  detail(): PortDetail;
+  /** The data plane stopped a ring somewhere: say so if it is this port's. */
+  reportBroken(): void;
+  /** Resolves when nothing of the port is left: no socket, no descriptor, no memory. */
+  close(): Promise<void>;
+}

@@ -1,0 +1,305 @@
+/**
+ * A vhost-user port: a virtual machine, or any virtio-user driver, plugged in through a unix socket.
+ *
+ * As a server it listens and serves one front-end at a time; the next one waits in the backlog until the first
+ * is gone. As a client it dials the front-end's socket, and dials again whenever the connection ends: the guest
+ * then survives a restart of the switch, and the switch that of the guest.
+ */
+import { unlinkSync } from 'node:fs';
+import type { PortStruct } from '../arena/index.ts';
+import type { PortDetail, PortSpec, PortState, PortStatus, QueueStatus, Role } from '../switch/types.ts';
+import { acceptUnix, closeFd, connectUnix, EPOLLIN, listenUnix } from '../sys/index.ts';
+import { BackendSession } from '../vhost/backend.ts';
+import { DROP_REASONS, NetDevice } from '../vhost/net-device.ts';
+import {
+  featureNames,
+  features,
+  vhostProtocolFeatureNames,
+  vhostProtocolFeatures,
+} from '../virtio/features.ts';
+import type { Port, PortContext } from './port.ts';
+
+const OFFERED =
+  features.VIRTIO_F_VERSION_1 |
+  features.VIRTIO_F_ANY_LAYOUT |
+  features.VIRTIO_F_INDIRECT_DESC |
+  features.VIRTIO_F_EVENT_IDX |
+  features.VIRTIO_F_IN_ORDER |
+  features.VIRTIO_NET_F_MRG_RXBUF |
+  features.VHOST_USER_F_PROTOCOL_FEATURES;
+
+const OFFERED_PROTOCOL =
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ | vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK;
+
+/** What a guest usually wants, and the option of QEMU's device that asks for it where one does. */
+const WANTED: readonly [keyof typeof features, string?][] = [
+  ['VIRTIO_F_VERSION_1', 'disable-modern=off'],
+  ['VIRTIO_NET_F_MRG_RXBUF', 'mrg_rxbuf=on'],
+  ['VIRTIO_F_INDIRECT_DESC', 'indirect_desc=on'],
+  ['VIRTIO_F_EVENT_IDX', 'event_idx=on'],
+  ['VIRTIO_F_IN_ORDER', 'in_order=on'],
+  ['VIRTIO_F_RING_PACKED', 'packed=on'],
+  ['VIRTIO_NET_F_CSUM'],
+  ['VIRTIO_NET_F_GUEST_CSUM'],
+  ['VIRTIO_NET_F_HOST_TSO4'],
+  ['VIRTIO_NET_F_GUEST_TSO4'],
+  ['VIRTIO_NET_F_MQ'],
+  ['VIRTIO_NET_F_CTRL_VQ'],
+];
+
+/** Milliseconds between two dials: doubled from the first to the last. */
+const FIRST_REDIAL = 50;
+const LAST_REDIAL = 1000;
+
+export class VhostUserPort implements Port {
+  readonly spec: PortSpec;
+  readonly #context: PortContext;
+  readonly #struct: PortStruct;
+  readonly #device: NetDevice;
+  #listenFd = -1;
+  #session: BackendSession | null = null;
+  #redial: NodeJS.Timeout | null = null;
+  #redialDelay = FIRST_REDIAL;
+  #closed = false;
+  #up = false;
+  #connections = 0;
+  #lastError: string | null = null;
+
+  /** Listens, or dials for the first time. Throws a SystemError when it can't listen. */
+  constructor(spec: PortSpec, context: PortContext) {
+    this.spec = spec;
+    this.#context = context;
+    this.#struct = context.structures.port(context.slot);
+    this.#struct.set('addressLimit', context.maxAddresses);
+    this.#device = new NetDevice({
+      ...context,
+      features: OFFERED,
+      protocolFeatures: OFFERED_PROTOCOL,
+      events: {
+        onRings: () => this.#ringsChanged('the front-end stopped its rings'),
+        onQueueBroken: (queue, reason) => {
+          this.#lastError = `queue ${queue}: ${reason}`;
+          context.events.queueBroken(queue, reason);
+        },
+      },
+    });
+    if (this.#role === 'server') {
+      try {
+        this.#listenFd = listenUnix(spec.target);
+        this.#accepting(true);
+      } catch (error) {
+        void this.close();
+        throw error;
+      }
+    } else {
+      this.#dial();
+    }
+  }
+
+  get #role(): Role {
+    return this.spec.role ?? 'server';
+  }
+
+  #accepting(on: boolean): void {
+    if (this.#listenFd < 0) return;
+    if (on) this.#context.poller.add(this.#listenFd, EPOLLIN, () => this.#accept());
+    else this.#context.poller.remove(this.#listenFd);
+  }
+
+  #accept(): void {
+    try {
+      const fd = acceptUnix(this.#listenFd);
+      if (fd === undefined) return;
+      this.#accepting(false);
+      this.#serve(fd);
+    } catch (error) {
+      this.#fail((error as Error).message);
+    }
+  }
+
+  #dial(): void {
+    this.#redial = null;
+    try {
+      this.#serve(connectUnix(this.spec.target));
+      this.#redialDelay = FIRST_REDIAL;
+    } catch (error) {
+      // Nobody there yet is what a client waits for; only the first of equal reasons is worth an event.
+      const reason = (error as Error).message;
+      if (reason !== this.#lastError) this.#fail(reason);
+      this.#dialLater();
+    }
+  }
+
+  #dialLater(): void {
+    this.#redial = setTimeout(() => this.#dial(), this.#redialDelay);
+    this.#redialDelay = Math.min(2 * this.#redialDelay, LAST_REDIAL);
+  }
+
+  #serve(fd: number): void {
+    this.#connections++;
+    try {
+      this.#session = new BackendSession({
+        fd,
+        poller: this.#context.poller,
+        device: this.#device,
+        peer: this.spec.target,
+        onError: (message) => this.#fail(message),
+        onClose: (reason) => this.#ended(reason),
+      });
+    } catch (error) {
+      closeFd(fd);
+      throw error;
+    }
+  }
+
+  #ended(reason: string): void {
+    this.#session = null;
+    this.#ringsChanged(reason);
+    if (this.#closed) return;
+    if (this.#role === 'client') this.#dialLater();
+    else this.#accepting(true);
+  }
+
+  #fail(message: string): void {
+    this.#lastError = message;
+    this.#context.events.portError(message);
+  }
+
+  #ringsChanged(reason: string): void {
+    const up = this.#device.up;
+    if (up === this.#up) return;
+    this.#up = up;
+    if (up) this.#context.events.guestUp();
+    else this.#context.events.guestDown(reason);
+  }
+
+  reportBroken(): void {
+    this.#device.reportBroken();
+  }
+
+  get #state(): PortState {
+    if (this.#device.queues.some((q) => q.error !== null)) return 'broken';
+    if (this.#up) return 'up';
+    if (this.#session) return 'connected';
+    return this.#role === 'server' ? 'listening' : 'dialing';
+  }
+
+  status(): PortStatus {
+    const [toGuest, fromGuest] = this.#device.queues.map((q) => q.vring);
+    const rx = { packets: Number(fromGuest!.get64('packets')), bytes: Number(fromGuest!.get64('bytes')) };
+    const tx = { packets: Number(toGuest!.get64('packets')), bytes: Number(toGuest!.get64('bytes')) };
+    return {
+      name: this.spec.name,
+      type: this.spec.type,
+      target: this.spec.target,
+      role: this.#role,
+      state: this.#state,
+      rings: this.#rings(),
+      lastError: this.#lastError,
+      rxPackets: rx.packets,
+      rxBytes: rx.bytes,
+      rxDrops: sum(this.#drops(1)),
+      txPackets: tx.packets,
+      txBytes: tx.bytes,
+      txDrops: sum(this.#drops(0)),
+    };
+  }
+
+  /** What was negotiated, short enough for a table. */
+  #rings(): string {
+    const queue = this.#device.queues.find((q) => q.setup !== null);
+    if (!queue) return '';
+    const words: [bigint, string][] = [
+      [features.VIRTIO_NET_F_MRG_RXBUF, 'mrg'],
+      [features.VIRTIO_F_INDIRECT_DESC, 'indirect'],
+      [features.VIRTIO_F_EVENT_IDX, 'event-idx'],
+      [features.VIRTIO_F_IN_ORDER, 'in-order'],
+    ];
+    const have = words.filter(([bit]) => this.#device.acknowledged & bit).map(([, word]) => word);
+    return ['split', queue.setup!.size, ...have].join(' ');
+  }
+
+  #drops(index: number): Record<string, number> {
+    const { vring } = this.#device.queues[index]!;
+    const at = (vring.at + vring.offsets.drops) >>> 3;
+    const drops: Record<string, number> = {};
+    for (const [i, reason] of DROP_REASONS.entries()) {
+      const count = Number(this.#context.arena.u64[at + i]!);
+      if (count > 0) drops[reason] = count;
+    }
+    return drops;
+  }
+
+  detail(): PortDetail {
+    const offered = this.#device.features;
+    const acknowledged = this.#device.acknowledged;
+    const connected = this.#device.queues.some((q) => q.setup !== null);
+    const missing = WANTED.filter(([name]) => !(acknowledged & features[name])).map(([name, option]) => {
+      if (!(offered & features[name])) return { name, reason: 'Vireo does not offer it yet' };
+      if (!connected) return { name, reason: 'no guest has negotiated yet' };
+      const hint = option ? `; QEMU's device takes ${option}` : '';
+      return { name, reason: `the guest or its front-end did not acknowledge it${hint}` };
+    });
+    const drops: Record<string, number> = {};
+    for (const index of this.#device.queues.keys()) {
+      for (const [reason, n] of Object.entries(this.#drops(index))) drops[reason] = (drops[reason] ?? 0) + n;
+    }
+    return {
+      ...this.status(),
+      features: { offered: featureNames(offered), acknowledged: featureNames(acknowledged), missing },
+      protocolFeatures: {
+        offered: vhostProtocolFeatureNames(this.#device.protocolFeatures),
+        acknowledged: vhostProtocolFeatureNames(this.#session?.protocolFeatures ?? 0n),
+      },
+      queues: this.#device.queues.map((_, index) => this.#queue(index)),
+      memory: this.#device.memory.regions.map(({ guestAddress, size, pageSize, sealed }) => ({
+        guestAddress: `0x${guestAddress.toString(16)}`,
+        size: Number(size),
+        pageSize,
+        sealed,
+      })),
+      drops,
+      addresses: { learned: this.#struct.get('addresses'), limit: this.#struct.get('addressLimit') },
+      connections: this.#connections,
+    };
+  }
+
+  #queue(index: number): QueueStatus {
+    const { vring, setup, worker, error } = this.#device.queues[index]!;
+    return {
+      index,
+      direction: index % 2 === 1 ? 'rx' : 'tx',
+      kind: 'split',
+      size: setup?.size ?? 0,
+      state: error !== null ? 'broken' : setup ? 'running' : 'stopped',
+      enabled: vring.get('enabled') === 1,
+      worker,
+      error,
+      packets: Number(vring.get64('packets')),
+      bytes: Number(vring.get64('bytes')),
+      notifications: Number(vring.get64('notifications')),
+      drops: this.#drops(index),
+    };
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    if (this.#redial) clearTimeout(this.#redial);
+    if (this.#listenFd >= 0) {
+      if (!this.#session) this.#accepting(false);
+      closeFd(this.#listenFd);
+      unlinkSync(this.spec.target);
+    }
+    const session = this.#session;
+    if (session) {
+      session.close('the port was removed');
+      await session.closed;
+    }
+    await this.#device.close();
+  }
+}
+
+function sum(counts: Record<string, number>): number {
+  return Object.values(counts).reduce((a, b) => a + b, 0);
+}

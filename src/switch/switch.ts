@@ -1,0 +1,257 @@
+/**
+ * A switch: ports, a forwarding database and the workers that move packets between them.
+ *
+ * One switch owns one arena. The control plane (this) writes tables; the workers read them. See docs/architecture.md.
+ */
+import { randomBytes } from 'node:crypto';
+import { EventEmitter } from 'node:events';
+import { readFileSync } from 'node:fs';
+import { Arena, Structures } from '../arena/index.ts';
+import type { Port } from '../ports/port.ts';
+import { VhostUserPort } from '../ports/vhost-user.ts';
+import { type PollerLease, sharedPoller } from '../sys/index.ts';
+import { Workers } from '../workers/workers.ts';
+import { SwitchError } from './errors.ts';
+import { checkPortSpec, checkSwitchOptions } from './spec.ts';
+import type {
+  FdbEntry,
+  PortDetail,
+  PortSpec,
+  PortStatus,
+  SwitchEvents,
+  SwitchOptions,
+  SwitchStatus,
+} from './types.ts';
+
+const AGEING = 300;
+const MAX_ADDRESSES = 65_536;
+const MAX_ADDRESSES_PER_PORT = 4096;
+/** Milliseconds between two ticks of the data plane's clock. */
+const TICK = 1000;
+/** Ticks between two sweeps for addresses that are too old. */
+const SWEEP = 15;
+const EVERY_PORT = 0xffff_ffff;
+
+const version: string = JSON.parse(
+  readFileSync(new URL(import.meta.resolve('vireo/package.json')), 'utf8'),
+).version;
+
+/**
+ * Starts a switch: its workers poll and its ports listen or dial when the promise resolves.
+ * Rejects with a SwitchError that names the field or the socket; nothing is left behind then.
+ */
+export async function createSwitch(options: SwitchOptions = {}): Promise<Switch> {
+  const { ports = [], ...rest } = checkSwitchOptions(options);
+  const vswitch = new Switch(rest);
+  try {
+    await vswitch.start();
+    for (const spec of ports) await vswitch.addPort(spec);
+  } catch (error) {
+    await vswitch.close();
+    throw error;
+  }
+  return vswitch;
+}
+
+/** Made by createSwitch(). Emits the events of SwitchEvents. */
+export class Switch extends EventEmitter<SwitchEvents> {
+  readonly name: string;
+  readonly #options: SwitchOptions;
+  readonly #arena = new Arena();
+  readonly #structures = new Structures(this.#arena);
+  readonly #workers: Workers;
+  readonly #poller: PollerLease = sharedPoller();
+  readonly #ports = new Map<string, { port: Port; slot: number }>();
+  /** Names that are being added or removed. */
+  readonly #busy = new Set<string>();
+  readonly #started = performance.now();
+  #clock: NodeJS.Timeout | null = null;
+  #ticks = 0;
+  #closing: Promise<void> | null = null;
+
+  /** Use createSwitch(). */
+  constructor(options: SwitchOptions) {
+    super();
+    this.name = options.name ?? 'vireo';
+    this.#options = options;
+    const { header } = this.#structures;
+    header.set64('fdbSeed', randomBytes(8).readBigUInt64LE());
+    header.set('fdbLimit', MAX_ADDRESSES);
+    header.set('ageing', options.ageing ?? AGEING);
+    this.#workers = new Workers(this.#arena, this.#structures, {
+      count: options.workers ?? options.cpus?.length ?? 1,
+      cpus: options.cpus ?? [],
+      busy: options.poll === 'busy',
+      onBroken: () => {
+        for (const { port } of this.#ports.values()) port.reportBroken();
+      },
+      onFailure: (error) => {
+        // The packets of every guest pass through the workers: a switch without one must not pretend to run.
+        throw error;
+      },
+    });
+  }
+
+  /** Use createSwitch(). */
+  async start(): Promise<void> {
+    this.#tick();
+    this.#clock = setInterval(() => this.#tick(), TICK);
+    await this.#workers.start();
+  }
+
+  #tick(): void {
+    this.#structures.header.set('now', Math.floor(performance.now() / 1000));
+    if (++this.#ticks % SWEEP === 0) this.#arena.dataplane.functions.flush(EVERY_PORT, 1);
+  }
+
+  /** Adds a port. Rejects with a SwitchError: BAD_SPEC, PORT_EXISTS, LIMIT or SOCKET. */
+  async addPort(input: PortSpec): Promise<void> {
+    const spec = checkPortSpec(input);
+    const { name } = spec;
+    if (this.#closing) throw new SwitchError('LIMIT', 'the switch is closing');
+    if (this.#ports.has(name) || this.#busy.has(name)) {
+      throw new SwitchError(
+        'PORT_EXISTS',
+        `a port named ${JSON.stringify(name)} exists: choose another name`,
+        'name',
+      );
+    }
+    const slot = this.#freeSlot();
+    const struct = this.#structures.port(slot);
+    struct.set('addresses', 0);
+    struct.set('notLearned', 0);
+    struct.set('used', 1);
+    try {
+      const port = new VhostUserPort(spec, {
+        arena: this.#arena,
+        structures: this.#structures,
+        workers: this.#workers,
+        poller: this.#poller.poller,
+        slot,
+        maxAddresses: spec.maxAddresses ?? this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
+        events: {
+          guestUp: () => this.emit('guestUp', { port: name }),
+          guestDown: (reason) => this.emit('guestDown', { port: name, reason }),
+          queueBroken: (queue, reason) => this.emit('queueBroken', { port: name, queue, reason }),
+          portError: (error) => this.emit('portError', { port: name, error }),
+        },
+      });
+      this.#ports.set(name, { port, slot });
+    } catch (error) {
+      struct.set('used', 0);
+      throw new SwitchError('SOCKET', `port ${name}: ${(error as Error).message}`, 'target');
+    }
+    const { header } = this.#structures;
+    if (slot >= header.get('portCount')) header.set('portCount', slot + 1);
+  }
+
+  #freeSlot(): number {
+    const limit = this.#structures.constant('MAX_PORTS');
+    for (let slot = 0; slot < limit; slot++) if (this.#structures.port(slot).get('used') === 0) return slot;
+    throw new SwitchError('LIMIT', `the switch has ${limit} ports, which is its limit`);
+  }
+
+  /** Removes a port: its guest loses its link, others notice nothing. */
+  async removePort(name: string): Promise<void> {
+    const entry = this.#find(name);
+    this.#ports.delete(name);
+    this.#busy.add(name);
+    try {
+      await entry.port.close();
+      this.#arena.dataplane.functions.flush(entry.slot, 0);
+      this.#structures.port(entry.slot).set('used', 0);
+    } finally {
+      this.#busy.delete(name);
+    }
+  }
+
+  #find(name: string): { port: Port; slot: number } {
+    const entry = this.#ports.get(name);
+    if (entry) return entry;
+    const known = [...this.#ports.keys()].join(', ') || 'none';
+    throw new SwitchError(
+      'NO_SUCH_PORT',
+      `no port is named ${JSON.stringify(name)}; there are: ${known}`,
+      'name',
+    );
+  }
+
+  /** Every port, in the order in which they were added. */
+  ports(): PortStatus[] {
+    return [...this.#ports.values()].map(({ port }) => port.status());
+  }
+
+  /** Everything about one port. Throws a SwitchError, NO_SUCH_PORT. */
+  port(name: string): PortDetail {
+    return this.#find(name).port.detail();
+  }
+
+  /** The addresses learned and not yet too old. */
+  fdb(): FdbEntry[] {
+    const { header } = this.#structures;
+    const names = new Map([...this.#ports].map(([name, { slot }]) => [slot, name]));
+    const at = this.#structures.constant('FDB');
+    const stride = this.#structures.constant('ENTRY_STRIDE');
+    const entries: FdbEntry[] = [];
+    for (let i = 0; i < this.#structures.constant('FDB_SLOTS'); i++) {
+      const entry = at + i * stride;
+      const key = this.#arena.u64[entry >>> 3]!;
+      if (key === 0n) continue;
+      const port = names.get(Number(key >> 48n));
+      const age = Math.max(0, header.get('now') - this.#arena.u32[(entry + 8) >>> 2]!);
+      if (port !== undefined && age <= header.get('ageing')) entries.push({ mac: formatMac(key), port, age });
+    }
+    return entries.sort((a, b) => (a.mac < b.mac ? -1 : 1));
+  }
+
+  /** Forgets the addresses of one port, or all; returns how many. */
+  async flushFdb(port?: string): Promise<number> {
+    const slot = port === undefined ? EVERY_PORT : this.#find(port).slot;
+    return this.#arena.dataplane.functions.flush(slot, 0);
+  }
+
+  status(): SwitchStatus {
+    const { header } = this.#structures;
+    return {
+      name: this.name,
+      version,
+      pid: process.pid,
+      uptime: (performance.now() - this.#started) / 1000,
+      node: process.version,
+      poll: this.#options.poll ?? 'adaptive',
+      ports: this.#ports.size,
+      workers: this.#workers.usage(),
+      fdb: {
+        entries: header.get('fdbEntries'),
+        limit: header.get('fdbLimit'),
+        ageing: header.get('ageing'),
+        maxAddressesPerPort: this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
+      },
+      residentBytes: process.memoryUsage.rss(),
+    };
+  }
+
+  /** Removes every port and ends the workers; resolves when nothing is left. May be called again. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    if (this.#clock) clearInterval(this.#clock);
+    await Promise.all([...this.#ports.values()].map(({ port }) => port.close()));
+    this.#ports.clear();
+    await this.#workers.close();
+    await this.#poller.release();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/** The address in a forwarding entry: low 48 bits, first byte lowest. */
+function formatMac(key: bigint): string {
+  const bytes = Array.from({ length: 6 }, (_, i) => Number((key >> BigInt(8 * i)) & 0xffn));
+  return bytes.map((byte) => byte.toString(16).padStart(2, '0')).join(':');
+}

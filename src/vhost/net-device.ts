@@ -1,0 +1,325 @@
+/**
+ * The network device behind a vhost-user socket: turns what a session negotiated (device.ts) into memory and
+ * vrings in the arena, which the workers then poll.
+ *
+ * Whatever changes under a running ring is changed while it is paused: the ring's state is set, the workers pass
+ * by (quiescence), and only then is something unmapped, closed or written.
+ */
+import type { Arena, PortStruct, Range, Structures, VringStruct } from '../arena/index.ts';
+import { closeFd, signal } from '../sys/index.ts';
+import { features as VIRTIO } from '../virtio/features.ts';
+import {
+  AVAIL_ALIGN,
+  availLength,
+  DESC_ALIGN,
+  descLength,
+  USED_ALIGN,
+  usedLength,
+} from '../virtio/split-ring.ts';
+import type { Workers } from '../workers/workers.ts';
+import type { MemoryRegion, VhostUserDevice, VringChange, VringSetup } from './device.ts';
+import { MemoryTable } from './memory-table.ts';
+
+/** Vring.state */
+const STOPPED = 0;
+const RUNNING = 1;
+const BROKEN = 2;
+
+/** VIRTQ_USED_F_NO_NOTIFY (2.7.10). */
+const NO_NOTIFY = 1;
+
+/** Vring.flags, and the feature that each follows. */
+const FLAGS = [
+  [1, VIRTIO.VIRTIO_F_EVENT_IDX],
+  [2, VIRTIO.VIRTIO_F_INDIRECT_DESC],
+  [4, VIRTIO.VIRTIO_NET_F_MRG_RXBUF],
+  [8, VIRTIO.VIRTIO_F_IN_ORDER],
+] as const;
+
+/** The address space of a vring's ring, by Vring field. */
+const PARTS = [
+  ['desc', 'descUser', descLength, DESC_ALIGN, 'descriptor table'],
+  ['avail', 'availUser', availLength, AVAIL_ALIGN, 'available ring'],
+  ['used', 'usedUser', usedLength, USED_ALIGN, 'used ring'],
+] as const;
+
+/** A sentence for each code of src/dataplane/errors.ts; `%` is the value that was wrong. */
+const RING_ERRORS: Record<number, string> = {
+  1: 'avail.idx jumped by %, more than the ring holds',
+  2: 'head index % is not below the size of the ring',
+  3: 'next index % is not below the size of the descriptor table',
+  4: 'a descriptor chain is longer than its table of % entries (a loop?)',
+  5: 'guest address 0x% is in no region of the memory table',
+  6: 'descriptor % in a chain to transmit is device-writable',
+  7: 'descriptor % in a chain to receive into is not device-writable',
+  8: 'an indirect table of % bytes is empty, no multiple of 16 bytes, or longer than the ring',
+  9: 'descriptor % of an indirect table points to an indirect table',
+  10: 'descriptor % has both INDIRECT and NEXT',
+  11: 'descriptor % is indirect, which was not negotiated',
+  12: 'a receive buffer of % bytes has no room for the header',
+};
+
+export const DROP_REASONS = [
+  'ringFull',
+  'tooBigForBuffers',
+  'tooShort',
+  'oversize',
+  'samePort',
+  'noGuest',
+  'queueBroken',
+  'queueDisabled',
+] as const;
+
+/** What the device tells the port. */
+export interface NetDeviceEvents {
+  /** A ring started, stopped, was enabled, disabled or broke. */
+  onRings(): void;
+  onQueueBroken(queue: number, reason: string): void;
+}
+
+/** One vring of the device, control plane's side. */
+interface Queue {
+  readonly index: number;
+  readonly vring: VringStruct;
+  setup: VringSetup | null;
+  worker: number | null;
+  /** The sentence for Vring.error, once it was reported. */
+  error: string | null;
+}
+
+export class NetDevice implements VhostUserDevice {
+  readonly features: bigint;
+  readonly protocolFeatures: bigint;
+  readonly queuePairs = 1;
+  readonly memory: MemoryTable;
+  readonly queues: readonly Queue[];
+  readonly #arena: Arena;
+  readonly #workers: Workers;
+  readonly #events: NetDeviceEvents;
+  readonly #port: PortStruct;
+  readonly #table: Range;
+  #acknowledged = 0n;
+
+  constructor(context: {
+    arena: Arena;
+    structures: Structures;
+    workers: Workers;
+    /** Index of the port in the data plane. */
+    slot: number;
+    features: bigint;
+    protocolFeatures: bigint;
+    events: NetDeviceEvents;
+  }) {
+    this.#arena = context.arena;
+    this.#workers = context.workers;
+    this.#events = context.events;
+    this.features = context.features;
+    this.protocolFeatures = context.protocolFeatures;
+    this.#port = context.structures.port(context.slot);
+    this.memory = new MemoryTable(context.arena, context.structures, this.#port);
+    const stride = context.structures.constant('VRING_STRIDE');
+    const count = 2 * this.queuePairs;
+    this.#table = context.arena.takeTable(count * stride);
+    this.queues = Array.from({ length: count }, (_, index) => {
+      const vring = context.structures.vring(this.#table.start + index * stride);
+      vring.set('port', context.slot);
+      vring.set('callFd', -1);
+      return { index, vring, setup: null, worker: null, error: null };
+    });
+    this.#port.set('vrings', this.#table.start);
+    this.#port.set('pairs', 0);
+  }
+
+  get acknowledged(): bigint {
+    return this.#acknowledged;
+  }
+
+  setFeatures(features: bigint): void {
+    this.#acknowledged = features;
+  }
+
+  async setMemoryTable(regions: MemoryRegion[]): Promise<void> {
+    const running = this.queues.filter((q) => q.vring.get('state') === RUNNING);
+    for (const q of running) q.vring.set('state', STOPPED);
+    await this.#workers.quiesce();
+    for (const q of this.queues) this.#forgetTranslation(q.vring);
+    this.memory.replace(regions);
+    for (const q of running) {
+      this.#place(q.vring, q.setup!);
+      q.vring.set('state', RUNNING);
+      this.#wake(q);
+    }
+  }
+
+  async startVring(index: number, setup: VringSetup): Promise<void> {
+    const q = this.queues[index]!;
+    const { vring } = q;
+    q.setup = setup;
+    q.error = null;
+    try {
+      this.#forgetTranslation(vring);
+      this.#place(vring, setup);
+    } catch (error) {
+      q.setup = null;
+      closeDescriptors(setup);
+      throw error;
+    }
+    let flags = 0;
+    for (const [flag, feature] of FLAGS) if (this.#acknowledged & feature) flags |= flag;
+    const modern = this.#acknowledged & (VIRTIO.VIRTIO_F_VERSION_1 | VIRTIO.VIRTIO_NET_F_MRG_RXBUF);
+    vring.set('size', setup.size);
+    vring.set('flags', flags);
+    // Without VERSION_1 the header has no num_buffers unless buffers can be merged (5.1.6, legacy).
+    vring.set('headerLength', modern ? 12 : 10);
+    vring.set('lastAvail', setup.base);
+    vring.set('usedIdx', this.#readUsedIdx(vring));
+    vring.set('signalledValid', 0);
+    vring.set('error', 0);
+    vring.set('callFd', setup.callFd);
+    vring.set('enabled', setup.enabled ? 1 : 0);
+    // No kicks until a worker asks for them; for buffers to receive into, never (2.7.10: used.flags).
+    this.#arena.u8[vring.get('used')] = NO_NOTIFY;
+    vring.set('state', RUNNING);
+    // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it.
+    if (index % 2 === 1) {
+      q.worker = this.#workers.assign(vring.at);
+      if (setup.kickFd >= 0) this.#workers.watch(setup.kickFd, q.worker);
+      this.#workers.wake(q.worker);
+    }
+    // What the guest did before may wait for an interrupt that a predecessor of ours never sent.
+    if (setup.callFd >= 0) signal(setup.callFd);
+    this.#changed();
+  }
+
+  async updateVring(index: number, change: VringChange): Promise<void> {
+    const q = this.queues[index]!;
+    const setup = q.setup!;
+    const replaced: number[] = [];
+    if (change.enabled !== undefined) {
+      setup.enabled = change.enabled;
+      q.vring.set('enabled', change.enabled ? 1 : 0);
+      this.#changed();
+    }
+    if (change.kickFd !== undefined) {
+      if (q.worker !== null && setup.kickFd >= 0) this.#workers.unwatch(setup.kickFd, q.worker);
+      if (q.worker !== null && change.kickFd >= 0) this.#workers.watch(change.kickFd, q.worker);
+      replaced.push(setup.kickFd);
+      setup.kickFd = change.kickFd;
+    }
+    if (change.callFd !== undefined) {
+      q.vring.set('callFd', change.callFd);
+      replaced.push(setup.callFd);
+      setup.callFd = change.callFd;
+      // An interrupt may have gone to the old one unseen.
+      if (change.callFd >= 0) signal(change.callFd);
+    }
+    if (change.errFd !== undefined) {
+      replaced.push(setup.errFd);
+      setup.errFd = change.errFd;
+      if (q.error !== null && change.errFd >= 0) signal(change.errFd);
+    }
+    const closing = replaced.filter((fd) => fd >= 0);
+    if (closing.length > 0) {
+      await this.#workers.quiesce();
+      for (const fd of closing) closeFd(fd);
+    }
+    this.#wake(q);
+  }
+
+  async stopVring(index: number): Promise<number> {
+    await this.#stop([this.queues[index]!]);
+    return this.queues[index]!.vring.get('lastAvail');
+  }
+
+  async reset(): Promise<void> {
+    await this.#stop([...this.queues]);
+    for (const q of this.queues) this.#forgetTranslation(q.vring);
+    this.memory.clear();
+    this.#acknowledged = 0n;
+  }
+
+  async #stop(queues: Queue[]): Promise<void> {
+    for (const q of queues) {
+      q.vring.set('state', STOPPED);
+      q.vring.set('enabled', 0);
+      if (q.worker === null) continue;
+      this.#workers.unassign(q.vring.at, q.worker);
+      if (q.setup && q.setup.kickFd >= 0) this.#workers.unwatch(q.setup.kickFd, q.worker);
+      q.worker = null;
+    }
+    this.#changed();
+    await this.#workers.quiesce();
+    for (const q of queues) {
+      q.vring.set('callFd', -1);
+      if (q.setup) closeDescriptors(q.setup);
+      q.setup = null;
+    }
+  }
+
+  /** Finds the ring's parts in the arena. Throws an Error that names the part and what is wrong with it. */
+  #place(vring: VringStruct, setup: VringSetup): void {
+    for (const [field, user, length, align, name] of PARTS) {
+      const address = setup[user];
+      const at = this.memory.fromUser(address, length(setup.size));
+      const where = `${name} at user address 0x${address.toString(16)}, ${length(setup.size)} bytes`;
+      if (at === undefined) throw new Error(`${where}: not inside one region of the memory table`);
+      if (address % BigInt(align) !== 0n || at % align !== 0) {
+        throw new Error(`${where}: not aligned to ${align} bytes`);
+      }
+      vring.set(field, at);
+    }
+  }
+
+  #readUsedIdx(vring: VringStruct): number {
+    const at = vring.get('used') + 2;
+    return this.#arena.u8[at]! | (this.#arena.u8[at + 1]! << 8);
+  }
+
+  #forgetTranslation(vring: VringStruct): void {
+    vring.set64('cacheSize', 0n);
+  }
+
+  #wake(q: Queue): void {
+    if (q.worker !== null) this.#workers.wake(q.worker);
+  }
+
+  /** Both directions run and are enabled. */
+  get up(): boolean {
+    return this.queues.every((q) => q.vring.get('state') === RUNNING && q.vring.get('enabled') === 1);
+  }
+
+  #changed(): void {
+    const toGuest = this.queues[0]!.vring;
+    const receives = toGuest.get('state') === RUNNING && toGuest.get('enabled') === 1;
+    this.#port.set('pairs', receives ? 1 : 0);
+    this.#events.onRings();
+  }
+
+  /** Looks for rings that the data plane has stopped; each is reported once. */
+  reportBroken(): void {
+    for (const q of this.queues) {
+      if (q.vring.get('state') !== BROKEN || q.error !== null) continue;
+      q.error = ringError(q.vring);
+      if (q.setup && q.setup.errFd >= 0) signal(q.setup.errFd);
+      this.#changed();
+      this.#events.onQueueBroken(q.index, q.error);
+    }
+  }
+
+  /** After reset(): gives the tables back. */
+  async close(): Promise<void> {
+    await this.reset();
+    this.memory.close();
+    this.#arena.freeTable(this.#table);
+  }
+}
+
+function ringError(vring: VringStruct): string {
+  const code = vring.get('error');
+  const value = vring.get64('errorValue');
+  return (RING_ERRORS[code] ?? `error ${code}`).replace('%', code === 5 ? value.toString(16) : String(value));
+}
+
+function closeDescriptors(setup: VringSetup): void {
+  for (const fd of [setup.kickFd, setup.callFd, setup.errFd]) if (fd >= 0) closeFd(fd);
+}

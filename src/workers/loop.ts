@@ -1,0 +1,85 @@
+/**
+ * A worker thread: polls the rings assigned to it, and sleeps in the kernel when nothing comes.
+ *
+ * It talks with the control plane through the arena alone (what to poll, when to stop) and is woken by an eventfd
+ * in its epoll set; it never returns to its own event loop. Adaptive: after SPIN milliseconds without a packet it
+ * asks the guests for kicks, looks once more, and sleeps until a kick, a wake-up or SLEEP milliseconds.
+ */
+import { parentPort, workerData } from 'node:worker_threads';
+import { constant, fields, instantiateDataplane } from '../arena/dataplane.ts';
+import { epollWait, setAffinity, signal, threadId } from '../sys/index.ts';
+
+export interface WorkerSetup {
+  index: number;
+  module: WebAssembly.Module;
+  memory: WebAssembly.Memory;
+  /** Holds the kick eventfds of this worker's rings, edge-triggered, and its wake-up eventfd. */
+  epollFd: number;
+  /** CPU to run on; null: any. */
+  cpu: number | null;
+  busy: boolean;
+}
+
+/** What a worker tells the control plane. */
+export type WorkerMessage = { kind: 'ready'; tid: number } | { kind: 'broken' };
+
+/** Milliseconds without a packet after which a worker sleeps. */
+const SPIN = 0.2;
+/** Bound of a sleep in milliseconds, so that no lost wake-up is for ever. */
+const SLEEP = 1000;
+/** Rounds between two looks at the clock. */
+const ROUNDS = 64;
+
+function run(setup: WorkerSetup): void {
+  const { functions, layout } = instantiateDataplane(setup.module, setup.memory);
+  const u32 = new Uint32Array(setup.memory.buffer);
+  const i32 = new Int32Array(setup.memory.buffer);
+  const at = constant(layout, 'WORKERS') + setup.index * constant(layout, 'WORKER_STRIDE');
+  const worker = fields(layout, 'Worker', ['stop', 'callCount', 'brokenCount']);
+  const callFd = fields(layout, 'Vring', ['callFd']).callFd;
+  const stop = (at + worker.stop) >>> 2;
+  const callCount = (at + worker.callCount) >>> 2;
+  const brokenCount = (at + worker.brokenCount) >>> 2;
+  const calls = (at + constant(layout, 'CALLS_OFFSET')) >>> 2;
+
+  functions.start(setup.index);
+  if (setup.cpu !== null) setAffinity([setup.cpu]);
+  parentPort!.postMessage({ kind: 'ready', tid: threadId() } satisfies WorkerMessage);
+
+  let idleSince = 0;
+  while (Atomics.load(u32, stop) === 0) {
+    const came = functions.poll(ROUNDS);
+    const interrupts = u32[callCount]!;
+    if (interrupts > 0) {
+      for (let i = 0; i < interrupts; i++) {
+        const fd = i32[(u32[calls + i]! + callFd) >>> 2]!;
+        if (fd >= 0) signal(fd);
+      }
+      u32[callCount] = 0;
+    }
+    if (u32[brokenCount]! > 0) {
+      u32[brokenCount] = 0;
+      parentPort!.postMessage({ kind: 'broken' } satisfies WorkerMessage);
+    }
+    if (came > 0) {
+      idleSince = 0;
+      continue;
+    }
+    if (setup.busy) continue;
+    const now = performance.now();
+    if (idleSince === 0) idleSince = now;
+    if (now - idleSince < SPIN) continue;
+    idleSince = 0;
+    if (functions.armAll()) {
+      functions.disarmAll();
+      continue;
+    }
+    functions.sleep();
+    epollWait(setup.epollFd, SLEEP);
+    functions.wake();
+    functions.disarmAll();
+  }
+  functions.sleep();
+}
+
+run(workerData as WorkerSetup);

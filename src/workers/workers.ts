@@ -1,0 +1,188 @@
+/**
+ * The worker threads seen from the control plane: which ring is polled by whom, and when nobody can still be
+ * looking at what was changed (quiescence, see src/dataplane/poll.ts).
+ */
+import { once } from 'node:events';
+import { setImmediate as turn } from 'node:timers/promises';
+import { Worker } from 'node:worker_threads';
+import type { Arena, Structures, WorkerStruct } from '../arena/index.ts';
+import { closeFd, EPOLLET, EPOLLIN, Epoll, eventfd, signal, threadCpuTime } from '../sys/index.ts';
+import type { WorkerMessage, WorkerSetup } from './loop.ts';
+
+export interface WorkersOptions {
+  count: number;
+  /** CPUs to pin to, one each; empty: not pinned. */
+  cpus: readonly number[];
+  /** Never sleep. */
+  busy: boolean;
+  /** Some ring was found broken; the vrings tell which. */
+  onBroken(): void;
+  /** A worker ended that was not asked to: the switch can't go on. */
+  onFailure(error: Error): void;
+}
+
+interface Thread {
+  readonly index: number;
+  readonly cpu: number | null;
+  readonly shared: WorkerStruct;
+  readonly epoll: Epoll;
+  readonly wakeFd: number;
+  readonly thread: Worker;
+  readonly exit: Promise<unknown>;
+  tid: number;
+  /** CPU time and clock at the last look, both in nanoseconds. */
+  lastCpu: number;
+  lastLook: number;
+}
+
+const SLEEPING = 0xffff_ffff;
+/** Looks without giving the event loop a turn; a round of a worker is shorter than that. */
+const EAGER_LOOKS = 200;
+
+export class Workers {
+  readonly #arena: Arena;
+  readonly #structures: Structures;
+  readonly #options: WorkersOptions;
+  readonly #threads: Thread[] = [];
+  #closing = false;
+
+  constructor(arena: Arena, structures: Structures, options: WorkersOptions) {
+    this.#arena = arena;
+    this.#structures = structures;
+    this.#options = options;
+  }
+
+  /** Starts the threads; resolves when all of them poll. */
+  async start(): Promise<void> {
+    const { count, cpus, busy } = this.#options;
+    this.#structures.header.set('workerCount', count);
+    for (let index = 0; index < count; index++) {
+      const epoll = new Epoll();
+      const wakeFd = eventfd();
+      epoll.add(wakeFd, EPOLLIN | EPOLLET);
+      const cpu = cpus.length > 0 ? cpus[index % cpus.length]! : null;
+      const shared = this.#structures.worker(index);
+      shared.set('seen', SLEEPING);
+      const setup: WorkerSetup = {
+        index,
+        module: this.#arena.module,
+        memory: this.#arena.memory,
+        epollFd: epoll.fd,
+        cpu,
+        busy,
+      };
+      const thread = new Worker(new URL('./loop.js', import.meta.url), { workerData: setup });
+      const exit = once(thread, 'exit');
+      thread.on('error', (error) => this.#options.onFailure(error));
+      thread.on('exit', () => {
+        if (!this.#closing) this.#options.onFailure(new Error(`worker ${index} ended unexpectedly`));
+      });
+      this.#threads.push({
+        index, cpu, shared, epoll, wakeFd, thread, exit, tid: 0, lastCpu: 0, lastLook: 0,
+      }); // biome-ignore format: a record
+    }
+    await Promise.all(this.#threads.map((t) => this.#ready(t)));
+  }
+
+  #ready(t: Thread): Promise<void> {
+    return new Promise((resolve, reject) => {
+      t.thread.once('error', reject);
+      t.thread.on('message', (message: WorkerMessage) => {
+        if (message.kind === 'broken') return this.#options.onBroken();
+        t.tid = message.tid;
+        t.lastCpu = threadCpuTime(t.tid);
+        t.lastLook = performance.now() * 1e6;
+        resolve();
+      });
+    });
+  }
+
+  get count(): number {
+    return this.#threads.length;
+  }
+
+  /** Gives a ring to the worker with the fewest, and its kicks too; returns the worker. */
+  assign(vring: number): number {
+    const t = this.#threads.reduce((a, b) =>
+      b.shared.get('queueCount') < a.shared.get('queueCount') ? b : a,
+    );
+    const count = t.shared.get('queueCount');
+    this.#arena.u32[this.#slot(t, count)] = vring;
+    t.shared.set('queueCount', count + 1);
+    signal(t.wakeFd);
+    return t.index;
+  }
+
+  /** Takes a ring from its worker. The worker may look at it until quiesce() resolves. */
+  unassign(vring: number, worker: number): void {
+    const t = this.#threads[worker]!;
+    const last = t.shared.get('queueCount') - 1;
+    for (let i = 0; i <= last; i++) {
+      if (this.#arena.u32[this.#slot(t, i)] !== vring) continue;
+      this.#arena.u32[this.#slot(t, i)] = this.#arena.u32[this.#slot(t, last)]!;
+      t.shared.set('queueCount', last);
+      return;
+    }
+  }
+
+  #slot(t: Thread, index: number): number {
+    return (t.shared.at + this.#structures.constant('QUEUES_OFFSET') + index * 4) >>> 2;
+  }
+
+  /** Lets a kick eventfd wake the worker. */
+  watch(kickFd: number, worker: number): void {
+    this.#threads[worker]!.epoll.add(kickFd, EPOLLIN | EPOLLET);
+  }
+
+  /** Must come before the descriptor is closed: the front-end holds the same eventfd, which would stay watched. */
+  unwatch(kickFd: number, worker: number): void {
+    this.#threads[worker]!.epoll.remove(kickFd);
+  }
+
+  wake(worker: number): void {
+    signal(this.#threads[worker]!.wakeFd);
+  }
+
+  /** Resolves when every worker has begun a round, or sleeps, after this call. */
+  async quiesce(): Promise<void> {
+    const header = this.#structures.header;
+    const generation = Atomics.add(this.#arena.u32, (header.at + header.offsets.generation) >>> 2, 1) + 1;
+    for (const t of this.#threads) {
+      for (let looks = 0; !this.#passed(t, generation); looks++) {
+        if (looks >= EAGER_LOOKS) await turn();
+      }
+    }
+  }
+
+  #passed(t: Thread, generation: number): boolean {
+    const seen = t.shared.get('seen');
+    return seen === SLEEPING || ((seen - generation) | 0) >= 0;
+  }
+
+  /** CPU share of each worker since the last call, in percent of one core. */
+  usage(): { id: number; cpu: number | null; cpuPercent: number; queues: number }[] {
+    return this.#threads.map((t) => {
+      const cpuTime = threadCpuTime(t.tid);
+      const now = performance.now() * 1e6;
+      const cpuPercent = now > t.lastLook ? (100 * (cpuTime - t.lastCpu)) / (now - t.lastLook) : 0;
+      t.lastCpu = cpuTime;
+      t.lastLook = now;
+      return { id: t.index, cpu: t.cpu, cpuPercent, queues: t.shared.get('queueCount') };
+    });
+  }
+
+  /** Stops the threads; resolves when they are gone. */
+  async close(): Promise<void> {
+    this.#closing = true;
+    for (const t of this.#threads) {
+      t.shared.set('stop', 1);
+      signal(t.wakeFd);
+    }
+    for (const t of this.#threads) {
+      await t.exit;
+      t.epoll.close();
+      closeFd(t.wakeFd);
+    }
+    this.#threads.length = 0;
+  }
+}
