@@ -1,0 +1,487 @@
+/**
+ * The back-end's end of a vhost-user connection: it answers the front-end and drives a device (device.ts).
+ *
+ * Theory of operation. Messages are handled one after the other; each is checked at full width before anything
+ * changes. A queue is stopped until SET_VRING_KICK, runs until GET_VRING_BASE, and is enabled or disabled
+ * independently of that; without VHOST_USER_F_PROTOCOL_FEATURES it is enabled as it starts.
+ *
+ * When a request fails, `lastError` says why, and then:
+ * - one that this back-end doesn't implement is answered with non-zero where an acknowledgement was asked for,
+ *   and the session goes on;
+ * - one that was refused before it changed anything is treated the same where an acknowledgement was asked for;
+ *   without one the front-end would not learn of it, so the connection ends;
+ * - SET_MEM_TABLE, and anything that failed inside the device, is acknowledged with non-zero, and then the
+ *   connection ends: the front-end's memory has changed and nobody here can follow;
+ * - one that has an answer of its own ends the connection, since there is no way to answer "no".
+ *
+ * Where real front-ends need it, the rules are wider than the document's: SET_OWNER isn't required (DPDK's
+ * virtio-user doesn't send it again after a reconnect), SET_VRING_ENABLE may come before SET_FEATURES (QEMU), and
+ * what is set again to the value that it has, on a running ring, is no error (QEMU with several queue pairs).
+ */
+import { closeFd, fileInfo, isEventFd, type Poller, setNonBlocking } from '../sys/index.ts';
+import {
+  featureNames,
+  features,
+  vhostProtocolFeatureNames,
+  vhostProtocolFeatures,
+} from '../virtio/features.ts';
+import { Connection } from './connection.ts';
+import type { VhostUserDevice, VringChange } from './device.ts';
+import {
+  checkRequest,
+  checkRequestHeader,
+  decodeMemoryTable,
+  decodeU64,
+  decodeVringAddress,
+  decodeVringIndex,
+  decodeVringState,
+  encodeU64,
+  encodeVringState,
+  FLAG_NEED_REPLY,
+  FLAG_REPLY,
+  hasAnswer,
+  type Message,
+  ProtocolError,
+  type RegionLayout,
+  requestName,
+  requests,
+} from './messages.ts';
+
+const { VHOST_USER_F_PROTOCOL_FEATURES, VHOST_F_LOG_ALL } = features;
+const { VHOST_USER_PROTOCOL_F_MQ, VHOST_USER_PROTOCOL_F_REPLY_ACK } = vhostProtocolFeatures;
+
+const MAX_VRING_SIZE = 32768;
+const MAX_BASE = 0xffff;
+const END_OF_ADDRESSES = 1n << 64n;
+
+const UNMAPPABLE = {
+  directory: 'a directory',
+  socket: 'a socket',
+  pipe: 'a pipe',
+  device: 'a device',
+  anonymous: 'an eventfd or the like',
+} as const;
+
+/** A queue as the front-end has set it up. */
+export interface VringState {
+  /** Entries; 0: not set. */
+  readonly size: number;
+  /** Next entry of the available ring, as of the last start or stop. */
+  readonly base: number;
+  readonly running: boolean;
+  readonly enabled: boolean;
+}
+
+interface Vring extends VringState {
+  size: number;
+  base: number;
+  running: boolean;
+  enabled: boolean;
+  address: { descUser: bigint; usedUser: bigint; availUser: bigint } | undefined;
+  /** Descriptors that came before the ring started, -1 for none; a running ring's belong to the device. */
+  callFd: number;
+  errFd: number;
+}
+
+export interface BackendSessionOptions {
+  /** A connected socket; the session closes it. */
+  fd: number;
+  poller: Poller;
+  device: VhostUserDevice;
+  /** Who is at the other end, for display. */
+  peer?: string;
+  /** Milliseconds in which a message that has begun must be complete; default 30,000. */
+  messageTimeout?: number;
+  /** A request failed; one sentence that names it and the reason. */
+  onError?(message: string): void;
+  /** Features, memory or a queue's state have changed. */
+  onState?(): void;
+  /** Once: the session has ended and the device is reset. */
+  onClose?(reason: string): void;
+}
+
+type Handler = (message: Message) => Uint8Array | undefined | Promise<Uint8Array | undefined>;
+
+/** The request isn't one that this back-end implements, or not with what was negotiated. */
+class Unsupported extends ProtocolError {}
+
+/** Serves one front-end until it leaves, breaks the protocol, or `close` is called. */
+export class BackendSession {
+  readonly peer: string;
+  /** Resolves when the session has ended and the device is reset. */
+  readonly closed: Promise<void>;
+  readonly #options: BackendSessionOptions;
+  readonly #device: VhostUserDevice;
+  readonly #connection: Connection;
+  readonly #vrings: Vring[];
+  readonly #handlers: ReadonlyMap<number, Handler>;
+  #ended: () => void = () => {};
+  #features: bigint | undefined;
+  #protocolFeatures = 0n;
+  #memory: RegionLayout[] = [];
+  #lastError: string | undefined;
+  #closedHere = false;
+
+  /** Throws a SystemError when the poller can't watch the socket, which then stays the caller's. */
+  constructor(options: BackendSessionOptions) {
+    this.#options = options;
+    this.#device = options.device;
+    this.peer = options.peer ?? '';
+    this.#vrings = Array.from({ length: this.#device.queuePairs * 2 }, () => ({
+      size: 0,
+      base: 0,
+      running: false,
+      enabled: false,
+      address: undefined,
+      callFd: -1,
+      errFd: -1,
+    }));
+    this.#handlers = this.#implemented();
+    this.closed = new Promise((resolve) => {
+      this.#ended = resolve;
+    });
+    this.#connection = new Connection({
+      fd: options.fd,
+      poller: options.poller,
+      messageTimeout: options.messageTimeout,
+      checkHeader: checkRequestHeader,
+      checkMessage: checkRequest,
+      onMessage: (message) => this.#handle(message),
+      onClose: (reason) => void this.#finish(reason),
+    });
+  }
+
+  /** Virtio features that the front-end acknowledged; 0n before that. */
+  get features(): bigint {
+    return this.#features ?? 0n;
+  }
+
+  /** vhost-user protocol features that the front-end acknowledged; 0n before that. */
+  get protocolFeatures(): bigint {
+    return this.#protocolFeatures;
+  }
+
+  get queues(): readonly VringState[] {
+    return this.#vrings;
+  }
+
+  get memory(): readonly RegionLayout[] {
+    return this.#memory;
+  }
+
+  /** The last thing that went wrong, in one sentence; null if nothing did. */
+  get lastError(): string | null {
+    return this.#lastError ?? null;
+  }
+
+  /** Ends the connection and resets the device. */
+  close(reason = 'closed here'): Promise<void> {
+    this.#closedHere ||= this.#connection.open;
+    this.#connection.close(new Error(reason));
+    return this.closed;
+  }
+
+  #implemented(): Map<number, Handler> {
+    const handlers = new Map<number, Handler>([
+      [requests.GET_FEATURES, () => encodeU64(this.#device.features)],
+      [requests.SET_FEATURES, (m) => this.#setFeatures(decodeU64(m.payload))],
+      [requests.SET_OWNER, () => undefined],
+      [requests.RESET_OWNER, () => this.#resetOwner()],
+      [requests.SET_MEM_TABLE, (m) => this.#setMemoryTable(m)],
+      [requests.SET_VRING_NUM, (m) => this.#setNum(m)],
+      [requests.SET_VRING_ADDR, (m) => this.#setAddress(m)],
+      [requests.SET_VRING_BASE, (m) => this.#setBase(m)],
+      [requests.GET_VRING_BASE, (m) => this.#getBase(m)],
+      [requests.SET_VRING_KICK, (m) => this.#setKick(m)],
+      [requests.SET_VRING_CALL, (m) => this.#setNotifier(m, 'callFd')],
+      [requests.SET_VRING_ERR, (m) => this.#setNotifier(m, 'errFd')],
+    ]);
+    if (this.#device.features & VHOST_USER_F_PROTOCOL_FEATURES) {
+      const offered = this.#device.protocolFeatures;
+      handlers.set(requests.GET_PROTOCOL_FEATURES, () => encodeU64(offered));
+      handlers.set(requests.SET_PROTOCOL_FEATURES, (m) => this.#setProtocolFeatures(decodeU64(m.payload)));
+      handlers.set(requests.SET_VRING_ENABLE, (m) => this.#setEnable(m));
+      if (offered & VHOST_USER_PROTOCOL_F_MQ)
+        handlers.set(requests.GET_QUEUE_NUM, () => encodeU64(BigInt(this.#device.queuePairs)));
+    }
+    return handlers;
+  }
+
+  async #handle(message: Message): Promise<void> {
+    const { request, flags } = message;
+    const acknowledge =
+      (flags & FLAG_NEED_REPLY) !== 0 && (this.#protocolFeatures & VHOST_USER_PROTOCOL_F_REPLY_ACK) !== 0n;
+    const answers = hasAnswer(request, this.#protocolFeatures);
+    try {
+      const handler = this.#handlers.get(request);
+      if (!handler) throw new Unsupported(`${requestName(request)}: ${this.#whyUnsupported(request)}`);
+      const answer = (await handler(message)) ?? (acknowledge ? encodeU64(0n) : undefined);
+      if (answer) void this.#connection.send(request, FLAG_REPLY, answer);
+    } catch (error) {
+      if (!this.#connection.open) return;
+      const failure = named(request, error);
+      if (acknowledge && !answers) void this.#connection.send(request, FLAG_REPLY, encodeU64(1n));
+      const refused = error instanceof ProtocolError && request !== requests.SET_MEM_TABLE;
+      const goesOn = !answers && (error instanceof Unsupported || (refused && acknowledge));
+      if (!goesOn) throw failure;
+      this.#report(failure.message);
+    }
+  }
+
+  #whyUnsupported(request: number): string {
+    if (request === requests.SET_LOG_BASE || request === requests.SET_LOG_FD)
+      return 'logging was not negotiated';
+    return requestName(request) === `message ${request}`
+      ? 'no such request is known here'
+      : 'not offered by this back-end';
+  }
+
+  #report(message: string): void {
+    this.#lastError = message;
+    this.#options.onError?.(message);
+  }
+
+  async #finish(reason: Error | undefined): Promise<void> {
+    if (reason && !this.#closedHere) this.#report(reason.message);
+    for (const vring of this.#vrings) closeNotifiers(vring);
+    try {
+      await this.#device.reset();
+    } catch (error) {
+      this.#report(`reset: ${(error as Error).message}`);
+    }
+    for (const vring of this.#vrings) vring.running = false;
+    this.#memory = [];
+    this.#options.onState?.();
+    this.#options.onClose?.(reason?.message ?? 'the front-end closed the connection');
+    this.#ended();
+  }
+
+  #changed(): undefined {
+    this.#options.onState?.();
+    return undefined;
+  }
+
+  async #setFeatures(bits: bigint): Promise<undefined> {
+    const extra = bits & ~this.#device.features;
+    if (extra !== 0n) throw new ProtocolError(`${featureNames(extra).join(', ')} not offered`);
+    const before = this.#features;
+    if (before !== undefined && this.#vrings.some((vring) => vring.running)) {
+      // Live migration begins and ends this way, with the guest running.
+      const change = (before ^ bits) & ~VHOST_F_LOG_ALL;
+      if (change !== 0n)
+        throw new ProtocolError(`${featureNames(change).join(', ')} changed while a queue is running`);
+    }
+    if (bits !== before) this.#device.setFeatures(bits);
+    this.#features = bits;
+    // "Ring states": without protocol features nobody could enable a ring.
+    if ((bits & VHOST_USER_F_PROTOCOL_FEATURES) === 0n) await this.#enableAll(true);
+    return this.#changed();
+  }
+
+  #setProtocolFeatures(bits: bigint): undefined {
+    const extra = bits & ~this.#device.protocolFeatures;
+    if (extra !== 0n) throw new ProtocolError(`${vhostProtocolFeatureNames(extra).join(', ')} not offered`);
+    this.#protocolFeatures = bits;
+    return this.#changed();
+  }
+
+  /** Deprecated; the document leaves a back-end to ignore it or to disable all rings. */
+  async #resetOwner(): Promise<undefined> {
+    await this.#enableAll(false);
+    return this.#changed();
+  }
+
+  async #setMemoryTable(message: Message): Promise<undefined> {
+    const regions = decodeMemoryTable(message.payload);
+    checkRegions(regions);
+    for (const [i, region] of regions.entries()) checkFile(i, region, message.fds[i]!);
+    const fds = message.fds.splice(0);
+    await this.#device.setMemoryTable(regions.map((region, i) => ({ ...region, fd: fds[i]! })));
+    this.#memory = regions;
+    return this.#changed();
+  }
+
+  #setNum(message: Message): undefined {
+    const { index, num } = decodeVringState(message.payload);
+    const vring = this.#vring(index);
+    if (num < 1 || num > MAX_VRING_SIZE || (num & (num - 1)) !== 0)
+      throw new ProtocolError(
+        `queue ${index}: size ${num}, a power of 2 from 1 to ${MAX_VRING_SIZE} expected`,
+      );
+    if (vring.running && num !== vring.size) throw running(index, 'size');
+    vring.size = num;
+    return this.#changed();
+  }
+
+  #setAddress(message: Message): undefined {
+    const { index, flags, descUser, usedUser, availUser } = decodeVringAddress(message.payload);
+    const vring = this.#vring(index);
+    if (flags !== 0)
+      throw new ProtocolError(
+        `queue ${index}: flags 0x${flags.toString(16)}, but logging was not negotiated`,
+      );
+    const now = vring.address;
+    const same = now?.descUser === descUser && now.usedUser === usedUser && now.availUser === availUser;
+    if (vring.running && !same) throw running(index, 'addresses');
+    vring.address = { descUser, usedUser, availUser };
+    return undefined;
+  }
+
+  #setBase(message: Message): undefined {
+    const { index, num } = decodeVringState(message.payload);
+    const vring = this.#vring(index);
+    if (num > MAX_BASE) throw new ProtocolError(`queue ${index}: base ${num}, at most ${MAX_BASE} expected`);
+    if (vring.running && num !== vring.base) throw running(index, 'base');
+    vring.base = num;
+    return undefined;
+  }
+
+  async #getBase(message: Message): Promise<Uint8Array> {
+    const { index } = decodeVringState(message.payload);
+    const vring = this.#vring(index);
+    if (vring.running) {
+      vring.base = await this.#device.stopVring(index);
+      vring.running = false;
+      this.#changed();
+    }
+    return encodeVringState({ index, num: vring.base });
+  }
+
+  async #setKick(message: Message): Promise<undefined> {
+    const index = decodeVringIndex(message.request, message.payload);
+    const vring = this.#vring(index);
+    checkNotifier(index, message);
+    if (vring.running) return this.#update(index, { kickFd: message.fds.pop() ?? -1 });
+    const { size, address } = vring;
+    if (this.#features === undefined) throw missing(index, 'SET_FEATURES');
+    if (this.#memory.length === 0) throw missing(index, 'SET_MEM_TABLE');
+    if (size === 0) throw missing(index, 'SET_VRING_NUM');
+    if (!address) throw missing(index, 'SET_VRING_ADDR');
+    const { base, callFd, errFd } = vring;
+    const enabled = vring.enabled || (this.#features & VHOST_USER_F_PROTOCOL_FEATURES) === 0n;
+    const kickFd = message.fds.pop() ?? -1;
+    vring.callFd = -1;
+    vring.errFd = -1;
+    try {
+      await this.#device.startVring(index, { size, base, ...address, kickFd, callFd, errFd, enabled });
+    } catch (error) {
+      // The ring has stayed stopped: nothing has changed.
+      throw new ProtocolError(`queue ${index}: ${(error as Error).message}`);
+    }
+    vring.running = true;
+    vring.enabled = enabled;
+    return this.#changed();
+  }
+
+  async #setNotifier(message: Message, which: 'callFd' | 'errFd'): Promise<undefined> {
+    const index = decodeVringIndex(message.request, message.payload);
+    const vring = this.#vring(index);
+    checkNotifier(index, message);
+    const fd = message.fds.pop() ?? -1;
+    if (vring.running) return this.#update(index, { [which]: fd });
+    if (vring[which] !== -1) closeFd(vring[which]);
+    vring[which] = fd;
+    return undefined;
+  }
+
+  async #setEnable(message: Message): Promise<undefined> {
+    const { index, num } = decodeVringState(message.payload);
+    const vring = this.#vring(index);
+    if (num > 1) throw new ProtocolError(`queue ${index}: ${num}, 0 or 1 expected`);
+    await this.#enable(vring, index, num === 1);
+    return this.#changed();
+  }
+
+  async #enableAll(enabled: boolean): Promise<void> {
+    for (const [index, vring] of this.#vrings.entries()) await this.#enable(vring, index, enabled);
+  }
+
+  async #enable(vring: Vring, index: number, enabled: boolean): Promise<void> {
+    if (vring.running && vring.enabled !== enabled) await this.#update(index, { enabled });
+    vring.enabled = enabled;
+  }
+
+  async #update(index: number, change: VringChange): Promise<undefined> {
+    await this.#device.updateVring(index, change);
+    return undefined;
+  }
+
+  #vring(index: number): Vring {
+    const vring = this.#vrings[index];
+    if (vring) return vring;
+    throw new ProtocolError(`queue ${index} does not exist, this device has ${this.#vrings.length}`);
+  }
+}
+
+/** The same kind of error with the request's name before it. */
+function named(request: number, error: unknown): ProtocolError {
+  const { message } = error as Error;
+  const name = requestName(request);
+  return new ProtocolError(message.startsWith(`${name}: `) ? message : `${name}: ${message}`);
+}
+
+function running(index: number, what: string): ProtocolError {
+  return new ProtocolError(`queue ${index}: the ${what} can't change while it is running`);
+}
+
+function missing(index: number, request: string): ProtocolError {
+  return new ProtocolError(`queue ${index} can't start before ${request}`);
+}
+
+function closeNotifiers(vring: Vring): void {
+  if (vring.callFd !== -1) closeFd(vring.callFd);
+  if (vring.errFd !== -1) closeFd(vring.errFd);
+  vring.callFd = -1;
+  vring.errFd = -1;
+}
+
+function checkNotifier(index: number, { fds }: Message): void {
+  const fd = fds[0];
+  if (fd === undefined) return;
+  if (!isEventFd(fd)) throw new ProtocolError(`queue ${index}: the descriptor is not an eventfd`);
+  // A counter that the front-end lets run full must not block whoever signals it.
+  setNonBlocking(fd);
+}
+
+/** Sizes, ends and overlaps of a memory table, in guest and in user addresses. Throws a ProtocolError. */
+function checkRegions(regions: readonly RegionLayout[]): void {
+  for (const [i, region] of regions.entries()) {
+    if (region.size === 0n) throw new ProtocolError(`region ${i} is empty`);
+    for (const [start, space] of [
+      [region.guestAddress, 'guest address'],
+      [region.userAddress, 'user address'],
+      [region.mmapOffset, 'file offset'],
+    ] as const) {
+      if (start + region.size > END_OF_ADDRESSES)
+        throw new ProtocolError(`region ${i}: ${space} ${hex(start)} + size ${hex(region.size)} wraps`);
+    }
+    for (const [j, other] of regions.slice(0, i).entries()) {
+      if (overlap(region.guestAddress, region.size, other.guestAddress, other.size))
+        throw new ProtocolError(`regions ${j} and ${i} overlap in guest addresses`);
+      if (overlap(region.userAddress, region.size, other.userAddress, other.size))
+        throw new ProtocolError(`regions ${j} and ${i} overlap in user addresses`);
+    }
+  }
+}
+
+function overlap(a: bigint, aSize: bigint, b: bigint, bSize: bigint): boolean {
+  return a < b + bSize && b < a + aSize;
+}
+
+/** Can the descriptor be mapped, and does it reach to the end of the region? Throws a ProtocolError. */
+function checkFile(i: number, { mmapOffset, size }: RegionLayout, fd: number): void {
+  const file = fileInfo(fd);
+  if (file.kind !== 'file')
+    throw new ProtocolError(
+      `region ${i}: ${UNMAPPABLE[file.kind]} can't be mapped, a memory file is expected`,
+    );
+  const end = mmapOffset + size;
+  if (file.size < end) {
+    const words = `${hex(file.size)} bytes where offset + size is ${hex(end)}`;
+    throw new ProtocolError(`region ${i}: region file shorter than declared, ${words}`);
+  }
+}
+
+function hex(value: bigint): string {
+  return `0x${value.toString(16)}`;
+}

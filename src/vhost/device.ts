@@ -1,0 +1,75 @@
+/**
+ * What a back-end session drives: the device behind a vhost-user socket. The session has checked everything that
+ * can be checked from the protocol alone (see backend.ts); what needs the mapped memory is the device's to check.
+ *
+ * The session makes one call at a time and waits for it. Descriptors that are passed belong to the device from
+ * the moment of the call, whatever its outcome: it closes them when it has no more use for them, also when the
+ * call fails.
+ */
+
+/** One region of the memory table. Addresses and sizes are bytes, at full 64-bit width. */
+export interface MemoryRegion {
+  guestAddress: bigint;
+  size: bigint;
+  /** Where the front-end itself has the region mapped; ring addresses are given in this space. */
+  userAddress: bigint;
+  /** Where the region begins in the file. */
+  mmapOffset: bigint;
+  /** A regular file or memfd that reaches at least to `mmapOffset + size`. */
+  fd: number;
+}
+
+/** Everything a ring needs to start. */
+export interface VringSetup {
+  /** Entries of the descriptor table, a power of 2 from 1 to 32768. */
+  size: number;
+  /** Next entry of the available ring to look at, 0 to 65535. */
+  base: number;
+  /** User addresses of the three parts; not checked for alignment or translation yet. */
+  descUser: bigint;
+  usedUser: bigint;
+  availUser: bigint;
+  /** Eventfd on which the guest announces buffers; -1: there is none, the ring has to be polled. */
+  kickFd: number;
+  /** Eventfd that interrupts the guest; -1: the guest polls. */
+  callFd: number;
+  /** Eventfd that tells the front-end that the ring is broken; -1: none. */
+  errFd: number;
+  /** A ring that runs but isn't enabled takes packets from the guest, drops them, and gives none. */
+  enabled: boolean;
+}
+
+/** What may change while a ring runs; an absent field stays as it is. */
+export interface VringChange {
+  kickFd?: number;
+  callFd?: number;
+  errFd?: number;
+  enabled?: boolean;
+}
+
+export interface VhostUserDevice {
+  /** Virtio feature bits offered, with VHOST_USER_F_PROTOCOL_FEATURES. */
+  readonly features: bigint;
+  /** vhost-user protocol feature bits offered. */
+  readonly protocolFeatures: bigint;
+  /** Queue pairs; there are twice as many vrings. */
+  readonly queuePairs: number;
+  /** The features that the front-end acknowledged: always a subset of those offered. */
+  setFeatures(features: bigint): void;
+  /**
+   * Replaces the whole memory table. Rings that run are paused, translated again and resumed inside.
+   * Rejects with an Error whose message names the reason; the session ends after that.
+   */
+  setMemoryTable(regions: MemoryRegion[]): Promise<void>;
+  /** Starts a stopped ring. Rejects with an Error that names the reason (unaligned, unmapped, ...). */
+  startVring(index: number, setup: VringSetup): Promise<void>;
+  /** Changes a running ring and closes the descriptors that were replaced. */
+  updateVring(index: number, change: VringChange): Promise<void>;
+  /**
+   * Stops a running ring and closes its descriptors. When it resolves nobody touches the ring any more.
+   * @returns the next entry of the available ring to look at, 0 to 65535
+   */
+  stopVring(index: number): Promise<number>;
+  /** The front-end is gone: every ring stopped, all memory unmapped, all descriptors closed. */
+  reset(): Promise<void>;
+}

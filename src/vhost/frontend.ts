@@ -1,0 +1,252 @@
+/**
+ * The front-end's end of a vhost-user connection: what a virtio driver outside of a virtual machine says to a
+ * back-end such as our own, DPDK's vhost library or a kernel-less device.
+ *
+ * The order that every back-end accepts, and DPDK's insists on (ring addresses after the memory table, the kick
+ * last of a ring's messages): negotiate, setMemoryTable, then for each ring setVring and startVring, then enable;
+ * stopVring for each ring in the end. Requests are acknowledged where REPLY_ACK was negotiated. A request without
+ * acknowledgement resolves when it has left.
+ *
+ * Nothing that the back-end sends is trusted: an answer must be to the oldest open request, of its exact size,
+ * without descriptors, and in time. Anything else ends the connection, and every open request rejects with the
+ * reason.
+ */
+import type { Poller } from '../sys/index.ts';
+import { vhostProtocolFeatures, features as virtio } from '../virtio/features.ts';
+import { Connection } from './connection.ts';
+import type { MemoryRegion } from './device.ts';
+import {
+  decodeU64,
+  decodeVringState,
+  encodeMemoryTable,
+  encodeU64,
+  encodeVringAddress,
+  encodeVringIndex,
+  encodeVringState,
+  FLAG_NEED_REPLY,
+  FLAG_REPLY,
+  type Header,
+  MAX_REGIONS,
+  ProtocolError,
+  requestName,
+  requests,
+  VERSION,
+} from './messages.ts';
+
+const { VHOST_USER_F_PROTOCOL_FEATURES } = virtio;
+const { VHOST_USER_PROTOCOL_F_MQ, VHOST_USER_PROTOCOL_F_REPLY_ACK } = vhostProtocolFeatures;
+
+const NOTHING = new Uint8Array(0);
+/** Every answer here is a u64 or a vring state. */
+const ANSWER_SIZE = 8;
+
+export interface FrontendSessionOptions {
+  /** A connected socket, accepted or dialled; the session closes it. */
+  fd: number;
+  poller: Poller;
+  /** Milliseconds to wait for an answer; default 5,000. */
+  timeout?: number;
+  /** Once: the connection has ended. */
+  onClose?(reason: string): void;
+}
+
+/** What both ends have agreed on. */
+export interface Negotiated {
+  features: bigint;
+  protocolFeatures: bigint;
+  /** Most queue pairs of the back-end; 1 where it doesn't say. */
+  queuePairs: number;
+}
+
+/** Size, position and place of a ring, the addresses as in the memory table's user addresses. */
+export interface VringLayout {
+  size: number;
+  /** Next entry of the available ring that the back-end looks at; 0 for a fresh ring. */
+  base: number;
+  descUser: bigint;
+  usedUser: bigint;
+  availUser: bigint;
+}
+
+interface Waiting {
+  request: number;
+  resolve: (payload: Uint8Array) => void;
+  reject: (reason: Error) => void;
+  timer: NodeJS.Timeout;
+}
+
+/** Drives one back-end. Every method rejects with a named Error when the back-end refuses, lies or leaves. */
+export class FrontendSession {
+  /** Resolves when the connection has ended. */
+  readonly closed: Promise<void>;
+  readonly #options: FrontendSessionOptions;
+  readonly #connection: Connection;
+  readonly #waiting: Waiting[] = [];
+  #ended: () => void = () => {};
+  #protocolFeatures = 0n;
+
+  /** Throws a SystemError when the poller can't watch the socket, which then stays the caller's. */
+  constructor(options: FrontendSessionOptions) {
+    this.#options = options;
+    this.closed = new Promise((resolve) => {
+      this.#ended = resolve;
+    });
+    this.#connection = new Connection({
+      fd: options.fd,
+      poller: options.poller,
+      messageTimeout: options.timeout ?? 5000,
+      checkHeader: (header) => this.#checkAnswer(header),
+      checkMessage: ({ request, fds }) => {
+        if (fds.length > 0)
+          throw new ProtocolError(
+            `${requestName(request)}: an answer with ${fds.length} descriptors, 0 expected`,
+          );
+      },
+      onMessage: ({ payload }) => {
+        const { resolve, timer } = this.#waiting.shift()!;
+        clearTimeout(timer);
+        resolve(payload);
+      },
+      onClose: (reason) => this.#finish(reason),
+    });
+  }
+
+  /**
+   * Begins the session and settles the features: of those wanted, the ones that the back-end offers.
+   * `protocolFeatures` may hold MQ and REPLY_ACK, which this end understands.
+   */
+  async negotiate(
+    wanted: bigint,
+    protocolFeatures = VHOST_USER_PROTOCOL_F_MQ | VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  ): Promise<Negotiated> {
+    await this.#tell(requests.SET_OWNER, NOTHING);
+    const offered = decodeU64(await this.#ask(requests.GET_FEATURES, NOTHING));
+    let queuePairs = 1;
+    if (offered & VHOST_USER_F_PROTOCOL_FEATURES) {
+      const answer = decodeU64(await this.#ask(requests.GET_PROTOCOL_FEATURES, NOTHING));
+      const agreed = answer & protocolFeatures;
+      await this.#tell(requests.SET_PROTOCOL_FEATURES, encodeU64(agreed));
+      this.#protocolFeatures = agreed;
+      if (agreed & VHOST_USER_PROTOCOL_F_MQ) queuePairs = await this.#queuePairs();
+    }
+    const features = offered & (wanted | VHOST_USER_F_PROTOCOL_FEATURES);
+    await this.#do(requests.SET_FEATURES, encodeU64(features));
+    return { features, protocolFeatures: this.#protocolFeatures, queuePairs };
+  }
+
+  async #queuePairs(): Promise<number> {
+    const count = decodeU64(await this.#ask(requests.GET_QUEUE_NUM, NOTHING));
+    if (count >= 1n && count <= 0x8000n) return Number(count);
+    const error = new ProtocolError(`GET_QUEUE_NUM: ${count} queue pairs, 1 to 32768 expected`);
+    this.#connection.close(error);
+    throw error;
+  }
+
+  /** Shares memory, 1 to 8 regions. The descriptors stay the caller's. */
+  async setMemoryTable(regions: readonly MemoryRegion[]): Promise<void> {
+    if (regions.length < 1 || regions.length > MAX_REGIONS)
+      throw new RangeError(`a memory table has 1 to ${MAX_REGIONS} regions, not ${regions.length}`);
+    const fds = regions.map(({ fd }) => fd);
+    await this.#do(requests.SET_MEM_TABLE, encodeMemoryTable(regions), fds);
+  }
+
+  /** Describes a stopped ring. */
+  async setVring(index: number, { size, base, descUser, usedUser, availUser }: VringLayout): Promise<void> {
+    await this.#do(requests.SET_VRING_NUM, encodeVringState({ index, num: size }));
+    await this.#do(requests.SET_VRING_BASE, encodeVringState({ index, num: base }));
+    const address = { index, flags: 0, descUser, usedUser, availUser, logGuest: 0n };
+    await this.#do(requests.SET_VRING_ADDR, encodeVringAddress(address));
+  }
+
+  /** Starts a ring. The eventfds stay the caller's; -1: none, that side polls. */
+  async startVring(index: number, fds: { kickFd: number; callFd: number; errFd?: number }): Promise<void> {
+    if (fds.errFd !== undefined) await this.#setDescriptor(requests.SET_VRING_ERR, index, fds.errFd);
+    await this.#setDescriptor(requests.SET_VRING_CALL, index, fds.callFd);
+    await this.#setDescriptor(requests.SET_VRING_KICK, index, fds.kickFd);
+  }
+
+  /** Changes the eventfd that interrupts this end, at any time; -1: none. */
+  async setCall(index: number, fd: number): Promise<void> {
+    await this.#setDescriptor(requests.SET_VRING_CALL, index, fd);
+  }
+
+  /** Enables or disables a ring; a back-end without protocol features enables rings by itself. */
+  async enable(index: number, enabled: boolean): Promise<void> {
+    await this.#do(requests.SET_VRING_ENABLE, encodeVringState({ index, num: enabled ? 1 : 0 }));
+  }
+
+  /** Stops a ring. Returns the next entry of the available ring that the back-end would look at. */
+  async stopVring(index: number): Promise<number> {
+    const answer = await this.#ask(requests.GET_VRING_BASE, encodeVringState({ index, num: 0 }));
+    const state = decodeVringState(answer);
+    if (state.index === index && state.num <= 0xffff) return state.num;
+    const words = `queue ${state.index} at ${state.num} in the answer for queue ${index}`;
+    const error = new ProtocolError(`GET_VRING_BASE: ${words}`);
+    this.#connection.close(error);
+    throw error;
+  }
+
+  /** Ends the connection; open requests reject. */
+  close(reason = 'closed here'): Promise<void> {
+    this.#connection.close(new Error(reason));
+    return this.closed;
+  }
+
+  #setDescriptor(request: number, index: number, fd: number): Promise<void> {
+    return this.#do(request, encodeVringIndex(index, fd !== -1), fd === -1 ? [] : [fd]);
+  }
+
+  /** Sends, and waits for the acknowledgement where there is one. */
+  async #do(request: number, payload: Uint8Array, fds: readonly number[] = []): Promise<void> {
+    if ((this.#protocolFeatures & VHOST_USER_PROTOCOL_F_REPLY_ACK) === 0n)
+      return this.#tell(request, payload, fds);
+    const status = decodeU64(await this.#ask(request, payload, fds, FLAG_NEED_REPLY));
+    if (status !== 0n) throw new Error(`${requestName(request)}: the back-end refused it (status ${status})`);
+  }
+
+  async #tell(request: number, payload: Uint8Array, fds: readonly number[] = []): Promise<void> {
+    await this.#connection.send(request, 0, payload, fds);
+    if (!this.#connection.open) throw this.#gone(request);
+  }
+
+  #ask(request: number, payload: Uint8Array, fds: readonly number[] = [], flags = 0): Promise<Uint8Array> {
+    return new Promise((resolve, reject) => {
+      if (!this.#connection.open) return reject(this.#gone(request));
+      const timeout = this.#options.timeout ?? 5000;
+      const timer = setTimeout(() => {
+        const words = `no answer from the back-end within ${timeout / 1000} s`;
+        this.#connection.close(new ProtocolError(`${requestName(request)}: ${words}`));
+      }, timeout);
+      this.#waiting.push({ request, resolve, reject, timer });
+      void this.#connection.send(request, flags, payload, fds);
+    });
+  }
+
+  #checkAnswer({ request, flags, size }: Header): void {
+    const expected = this.#waiting[0];
+    const name = requestName(request);
+    if (!expected) throw new ProtocolError(`${name}: an answer that nobody asked for`);
+    if (request !== expected.request)
+      throw new ProtocolError(`${requestName(expected.request)}: the back-end answered ${name}`);
+    if (flags !== (VERSION | FLAG_REPLY))
+      throw new ProtocolError(`${name}: an answer with flags 0x${flags.toString(16)}, 0x5 expected`);
+    if (size !== ANSWER_SIZE)
+      throw new ProtocolError(`${name}: an answer of ${size} bytes, ${ANSWER_SIZE} expected`);
+  }
+
+  #gone(request: number): Error {
+    const reason = this.#connection.reason?.message ?? 'the back-end closed the connection';
+    return new ProtocolError(
+      reason.startsWith(requestName(request)) ? reason : `${requestName(request)}: ${reason}`,
+    );
+  }
+
+  #finish(reason: Error | undefined): void {
+    for (const { request, reject, timer } of this.#waiting.splice(0)) {
+      clearTimeout(timer);
+      reject(this.#gone(request));
+    }
+    this.#options.onClose?.(reason?.message ?? 'the back-end closed the connection');
+    this.#ended();
+  }
+}
