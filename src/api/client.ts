@@ -1,0 +1,149 @@
+/** The other end of the control socket, as the CLI uses it. What fails is told with what to do about it. */
+import { request } from 'node:http';
+import type { FdbEntry, PortDetail, PortSpec, PortStatus, SwitchStatus } from '../switch/types.ts';
+import { controlDirectory, controlPath, runningSwitches } from './path.ts';
+
+/** Bytes of an answer: a full forwarding table is a tenth of it. */
+const MAX_ANSWER = 64 * 1024 * 1024;
+/** Milliseconds without a byte from the switch. */
+const TIMEOUT = 30_000;
+
+/** What a switch refused (its own code and field), or why none answers (`NO_SWITCH`, `NO_ANSWER`). */
+export class ControlError extends Error {
+  override readonly name = 'ControlError';
+  readonly code: string;
+  readonly field?: string;
+
+  constructor(code: string, message: string, field?: string) {
+    super(message);
+    this.code = code;
+    if (field !== undefined) this.field = field;
+  }
+}
+
+/** Names a switch: by its name or by its control socket; by neither when only one runs. */
+export interface Address {
+  name?: string;
+  control?: string;
+}
+
+/** Finds the switch. Throws ControlError `NO_SWITCH` when none runs here, or several do and none is named. */
+export async function findSwitch(address: Address, directory = controlDirectory()): Promise<ControlClient> {
+  const { name, control } = address;
+  if (control !== undefined) return new ControlClient(control, `no switch listens on ${control}`);
+  if (name !== undefined) {
+    if (!/^[\w.-]+$/.test(name)) throw new ControlError('NO_SWITCH', `'${name}' is no name of a switch`);
+    return new ControlClient(controlPath(name, directory), `no switch named '${name}' runs here`);
+  }
+  const names = await runningSwitches(directory);
+  if (names.length > 1) {
+    throw new ControlError(
+      'NO_SWITCH',
+      `several switches run here: choose one with --name ${names.join(' or --name ')}`,
+    );
+  }
+  return new ControlClient(controlPath(names[0] ?? 'vireo', directory), 'no switch runs here');
+}
+
+/** Speaks to one switch; each call is one request. Every method throws ControlError. */
+export class ControlClient {
+  readonly path: string;
+  readonly #absent: string;
+
+  /** `absent` is what to say when nobody listens on the socket `path`. */
+  constructor(path: string, absent: string) {
+    this.path = path;
+    this.#absent = absent;
+  }
+
+  status(): Promise<SwitchStatus> {
+    return this.#call('GET', '/v1/status');
+  }
+
+  ports(): Promise<PortStatus[]> {
+    return this.#call('GET', '/v1/ports');
+  }
+
+  port(name: string): Promise<PortDetail> {
+    return this.#call('GET', `/v1/ports/${encodeURIComponent(name)}`);
+  }
+
+  addPort(spec: PortSpec): Promise<PortDetail> {
+    return this.#call('POST', '/v1/ports', spec);
+  }
+
+  removePort(name: string): Promise<void> {
+    return this.#call('DELETE', `/v1/ports/${encodeURIComponent(name)}`);
+  }
+
+  fdb(): Promise<FdbEntry[]> {
+    return this.#call('GET', '/v1/fdb');
+  }
+
+  /** Forgets the addresses learned on `port`, on all ports without it. */
+  flushFdb(port?: string): Promise<{ flushed: number }> {
+    return this.#call('DELETE', port === undefined ? '/v1/fdb' : `/v1/fdb?port=${encodeURIComponent(port)}`);
+  }
+
+  async #call<T>(method: string, path: string, body?: unknown): Promise<T> {
+    const { status, text } = await this.#exchange(
+      method,
+      path,
+      body === undefined ? undefined : JSON.stringify(body),
+    );
+    let answer: unknown;
+    try {
+      answer = text === '' ? undefined : JSON.parse(text);
+    } catch {
+      throw this.#noAnswer('what listens there is no switch');
+    }
+    if (status < 300) return answer as T;
+    const { error } = (answer ?? {}) as { error?: { code: string; message: string; field?: string } };
+    if (typeof error?.message !== 'string') throw this.#noAnswer(`it answered with status ${status}`);
+    throw new ControlError(error.code, error.message, error.field);
+  }
+
+  #exchange(method: string, path: string, body?: string): Promise<{ status: number; text: string }> {
+    return new Promise((resolve, reject) => {
+      const headers =
+        body === undefined
+          ? {}
+          : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) };
+      // No agent: a connection that is kept would keep the process.
+      const call = request({ socketPath: this.path, method, path, headers, agent: false, timeout: TIMEOUT });
+      call.on('timeout', () => call.destroy(this.#noAnswer('it has been silent for too long')));
+      call.on('error', (error) => reject(this.#explain(error)));
+      call.on('response', async (response) => {
+        try {
+          const chunks: Buffer[] = [];
+          let size = 0;
+          for await (const chunk of response as AsyncIterable<Buffer>) {
+            size += chunk.length;
+            if (size > MAX_ANSWER) throw this.#noAnswer('its answer is too large');
+            chunks.push(chunk);
+          }
+          resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString() });
+        } catch (error) {
+          reject(this.#explain(error as Error));
+        }
+      });
+      call.end(body);
+    });
+  }
+
+  #noAnswer(why: string): ControlError {
+    return new ControlError('NO_ANSWER', `no answer from the control socket ${this.path}: ${why}`);
+  }
+
+  #explain(error: NodeJS.ErrnoException): ControlError {
+    if (error instanceof ControlError) return error;
+    if (error.code === 'ENOENT' || error.code === 'ECONNREFUSED') {
+      const todo = 'start one with `vireo up`, or name its control socket with --control';
+      return new ControlError('NO_SWITCH', `${this.#absent}: ${todo}`);
+    }
+    if (error.code === 'EACCES' || error.code === 'EPERM') {
+      return this.#noAnswer('only its owner and root may use it; run this as that user');
+    }
+    return this.#noAnswer(error.message);
+  }
+}

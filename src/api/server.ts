@@ -1,0 +1,372 @@
+/**
+ * The control socket: HTTP/1.1 with JSON on a unix socket, for the CLI and for `curl --unix-socket`.
+ *
+ *     GET    /v1/status        SwitchStatus
+ *     GET    /v1/ports         PortStatus[]
+ *     POST   /v1/ports         body PortSpec or { "spec": "NAME=TYPE:TARGET…" }; 201, PortDetail
+ *     GET    /v1/ports/NAME    PortDetail
+ *     DELETE /v1/ports/NAME    204
+ *     GET    /v1/fdb           FdbEntry[]
+ *     DELETE /v1/fdb[?port=NAME]    { "flushed": number of entries }
+ *
+ * What fails is answered with `{ "error": { "code", "message", "field"? } }`. The socket's mode lets in its
+ * owner alone. Even so a client is not trusted: sizes, times and connections are bounded, and nothing that it
+ * sends reaches the switch unchecked.
+ */
+import { lstatSync, mkdirSync, unlinkSync } from 'node:fs';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { Socket } from 'node:net';
+import { dirname } from 'node:path';
+import { SwitchError, type SwitchErrorCode } from '../switch/errors.ts';
+import type { FdbEntry, PortDetail, PortSpec, PortStatus, SwitchStatus } from '../switch/types.ts';
+import { controlDirectory, probe } from './path.ts';
+
+/** What the API needs of a switch. */
+export interface SwitchControl {
+  readonly name: string;
+  addPort(spec: PortSpec): Promise<void>;
+  removePort(name: string): Promise<void>;
+  ports(): PortStatus[];
+  port(name: string): PortDetail;
+  fdb(): FdbEntry[];
+  flushFdb(port?: string): Promise<number>;
+  status(): SwitchStatus;
+}
+
+/** Bounds of a client; the defaults suit people and scripts. */
+export interface ControlLimits {
+  /** Milliseconds for the head of a request; default 5,000. */
+  headersTimeout?: number;
+  /** Milliseconds for a whole request; default 10,000. */
+  requestTimeout?: number;
+  /** Milliseconds without a byte either way; default 30,000. */
+  idleTimeout?: number;
+  /** Connections at a time; default 32. */
+  connections?: number;
+}
+
+/** A control socket that listens. */
+export interface ControlServer {
+  readonly path: string;
+  /** Ends all connections and removes the socket. */
+  close(): Promise<void>;
+}
+
+/** Bytes of a request's body. */
+const MAX_BODY = 1024 * 1024;
+
+/** The answer to a request that can't be served. */
+class HttpError extends Error {
+  readonly status: number;
+  readonly code: string;
+  readonly headers: Record<string, string>;
+
+  constructor(status: number, code: string, message: string, headers: Record<string, string> = {}) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.headers = headers;
+  }
+}
+
+const STATUS_OF: Record<SwitchErrorCode, number> = {
+  BAD_SPEC: 400,
+  NO_SUCH_PORT: 404,
+  PORT_EXISTS: 409,
+  LIMIT: 409,
+  SOCKET: 409,
+};
+
+interface Reply {
+  status: number;
+  body?: unknown;
+  headers?: Record<string, string>;
+}
+
+/** One request, its path taken apart. */
+interface Call {
+  control: SwitchControl;
+  request: IncomingMessage;
+  /** What stands for NAME in the route's path. */
+  name: string;
+  query: URLSearchParams;
+}
+
+interface Route {
+  path: RegExp;
+  /** Parameters of the query that the route knows. */
+  query?: string[];
+  methods: Record<string, (call: Call) => Reply | Promise<Reply>>;
+}
+
+const ok = (body: unknown): Reply => ({ status: 200, body });
+
+const ROUTES: Route[] = [
+  { path: /^\/v1\/status$/, methods: { GET: ({ control }) => ok(control.status()) } },
+  {
+    path: /^\/v1\/ports$/,
+    methods: {
+      GET: ({ control }) => ok(control.ports()),
+      POST: async ({ control, request }) => {
+        const spec = await readSpec(request);
+        await control.addPort(spec);
+        return { status: 201, body: control.port(spec.name) };
+      },
+    },
+  },
+  {
+    path: /^\/v1\/ports\/([^/]+)$/,
+    methods: {
+      GET: ({ control, name }) => ok(control.port(name)),
+      DELETE: async ({ control, name }) => {
+        await control.removePort(name);
+        return { status: 204 };
+      },
+    },
+  },
+  {
+    path: /^\/v1\/fdb$/,
+    query: ['port'],
+    methods: {
+      GET: ({ control, query }) => {
+        const port = query.get('port');
+        if (port === null) return ok(control.fdb());
+        control.port(port);
+        return ok(control.fdb().filter((entry) => entry.port === port));
+      },
+      DELETE: async ({ control, query }) => {
+        const port = query.get('port') ?? undefined;
+        if (port !== undefined) control.port(port);
+        return ok({ flushed: await control.flushFdb(port) });
+      },
+    },
+  },
+];
+
+/** The port in a request's body. Throws HttpError and SwitchError. */
+async function readSpec(request: IncomingMessage): Promise<PortSpec> {
+  const body = await readJson(request);
+  // Only this route needs the schemas, whose library takes a while to load.
+  const { checkPortSpec } = await import('../switch/spec.ts');
+  if (typeof body !== 'object' || body === null || !Object.hasOwn(body, 'spec')) {
+    if (typeof body === 'string')
+      throw new HttpError(400, 'BAD_REQUEST', 'a port in one line goes into { "spec": "…" }');
+    return checkPortSpec(body);
+  }
+  const { spec, ...others } = body as Record<string, unknown>;
+  if (typeof spec !== 'string' || Object.keys(others).length > 0) {
+    throw new HttpError(
+      400,
+      'BAD_REQUEST',
+      'expected { "spec": "NAME=TYPE:TARGET…" } with no other key, or a port',
+    );
+  }
+  return checkPortSpec(spec);
+}
+
+async function readJson(request: IncomingMessage): Promise<unknown> {
+  const type = request.headers['content-type']?.split(';')[0]?.trim().toLowerCase();
+  if (type !== 'application/json') {
+    throw new HttpError(
+      415,
+      'UNSUPPORTED_MEDIA_TYPE',
+      'send JSON, with the header content-type: application/json',
+    );
+  }
+  const tooLarge = () => new HttpError(413, 'TOO_LARGE', `a request's body has at most ${MAX_BODY} bytes`);
+  if (Number(request.headers['content-length'] ?? 0) > MAX_BODY) throw tooLarge();
+  const chunks: Buffer[] = [];
+  let size = 0;
+  // Leaving the loop must not destroy the stream: the answer goes out on the same socket.
+  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+    size += chunk.length;
+    if (size > MAX_BODY) throw tooLarge();
+    chunks.push(chunk);
+  }
+  try {
+    return JSON.parse(Buffer.concat(chunks).toString());
+  } catch (error) {
+    throw new HttpError(400, 'BAD_REQUEST', `the body is no JSON: ${(error as Error).message}`);
+  }
+}
+
+function serve(control: SwitchControl, request: IncomingMessage): Reply | Promise<Reply> {
+  const [path = '', query = ''] = (request.url ?? '').split('?', 2);
+  for (const route of ROUTES) {
+    const match = route.path.exec(path);
+    if (match === null) continue;
+    const method = request.method ?? '';
+    const handler = Object.hasOwn(route.methods, method) ? route.methods[method] : undefined;
+    if (handler === undefined) {
+      const allow = Object.keys(route.methods).join(', ');
+      throw new HttpError(405, 'METHOD_NOT_ALLOWED', `${path} takes ${allow}, not ${method}`, { allow });
+    }
+    const parameters = new URLSearchParams(query);
+    for (const key of parameters.keys()) {
+      // A slip must not widen what a request does: without its parameter, a flush empties the whole table.
+      if (route.query?.includes(key) && parameters.getAll(key).length === 1) continue;
+      throw new HttpError(
+        400,
+        'BAD_REQUEST',
+        `${path} takes no parameter ${JSON.stringify(key)}, or takes it once`,
+      );
+    }
+    return handler({ control, request, name: decode(match[1] ?? ''), query: parameters });
+  }
+  throw new HttpError(
+    404,
+    'NOT_FOUND',
+    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME and /v1/fdb',
+  );
+}
+
+function decode(name: string): string {
+  try {
+    return decodeURIComponent(name);
+  } catch {
+    throw new HttpError(400, 'BAD_REQUEST', "the port's name is wrongly encoded in the path");
+  }
+}
+
+/** The answer to whatever a handler throws. */
+function refusal(error: unknown): Reply {
+  const told = (status: number, code: string, message: string, field?: string) => ({
+    status,
+    body: { error: { code, message, field } },
+  });
+  if (error instanceof HttpError) {
+    return { ...told(error.status, error.code, error.message), headers: error.headers };
+  }
+  if (error instanceof SwitchError) {
+    return told(STATUS_OF[error.code] ?? 400, error.code, error.message, error.field);
+  }
+  return told(500, 'INTERNAL', error instanceof Error ? error.message : String(error));
+}
+
+/**
+ * Answers. What is left of the request's body is read and thrown away, until `requestTimeout`: a client that is
+ * still writing gets the answer, and not a broken pipe.
+ */
+function send(request: IncomingMessage, response: ServerResponse, { status, body, headers }: Reply): void {
+  const text = body === undefined ? '' : `${JSON.stringify(body)}\n`;
+  response.writeHead(status, {
+    ...(text === '' ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
+    ...headers,
+  });
+  response.end(request.method === 'HEAD' ? '' : text);
+  request.resume();
+}
+
+async function answer(
+  control: SwitchControl,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  // A client may leave at any moment; what it asked for is done or not, and nobody waits for the answer.
+  request.on('error', () => {});
+  response.on('error', () => {});
+  try {
+    send(request, response, await serve(control, request));
+  } catch (error) {
+    if (!response.headersSent) send(request, response, refusal(error));
+  }
+}
+
+/** Bytes that are no request, or one that takes too long: answered once, then the connection ends. */
+function refuseBytes(error: NodeJS.ErrnoException, socket: Socket): void {
+  if (!socket.writable || error.code === 'ECONNRESET') {
+    socket.destroy();
+    return;
+  }
+  const [line, code, message] =
+    error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+      ? ['408 Request Timeout', 'TIMEOUT', 'the request took too long']
+      : error.code === 'HPE_HEADER_OVERFLOW'
+        ? ['431 Request Header Fields Too Large', 'TOO_LARGE', "the request's head is too large"]
+        : ['400 Bad Request', 'BAD_REQUEST', 'expected a request in HTTP/1.1'];
+  const body = `${JSON.stringify({ error: { code, message } })}\n`;
+  const head = `HTTP/1.1 ${line}\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\nconnection: close`;
+  socket.end(`${head}\r\n\r\n${body}`, () => socket.destroy());
+}
+
+/** True when nobody but this user and root can change what lies in a directory. */
+function isPrivate(directory: string): boolean {
+  const { uid, mode } = lstatSync(directory);
+  return (uid === 0 || uid === process.getuid?.()) && (mode & 0o022) === 0;
+}
+
+/** Makes way for a socket at `path`. Throws SwitchError `SOCKET` when something else has the place. */
+async function takePlace(path: string, name: string): Promise<void> {
+  if (Buffer.byteLength(path) > 107) {
+    throw new SwitchError(
+      'SOCKET',
+      `the control socket's path has more than 107 bytes: ${path}: give a shorter --control`,
+    );
+  }
+  const refuse = (why: string) =>
+    new SwitchError('SOCKET', `the control socket ${path} can't be used: ${why}`);
+  try {
+    // Whoever may connect controls the switch: the directory is its owner's alone, when we make it.
+    const directory = dirname(path);
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    if (directory === controlDirectory() && !isPrivate(directory)) {
+      throw refuse('others may write to its directory; name another path with --control');
+    }
+    const stat = lstatSync(path, { throwIfNoEntry: false });
+    if (stat === undefined) return;
+    if (!stat.isSocket()) throw refuse('it is no socket; name another path with --control');
+    if ((await probe(path)) === 'live') {
+      throw refuse(`a switch runs there; name this one other than '${name}' with --name, or stop that one`);
+    }
+    // Left by a process that was killed.
+    unlinkSync(path);
+  } catch (error) {
+    throw error instanceof SwitchError ? error : refuse((error as Error).message);
+  }
+}
+
+/** Listens on `path` for requests to `control`. Throws SwitchError `SOCKET` when that path can't be used. */
+export async function serveControl(
+  control: SwitchControl,
+  path: string,
+  limits: ControlLimits = {},
+): Promise<ControlServer> {
+  await takePlace(path, control.name);
+  const { headersTimeout = 5_000, requestTimeout = 10_000, idleTimeout = 30_000, connections = 32 } = limits;
+  const server = createServer({
+    headersTimeout,
+    requestTimeout,
+    connectionsCheckingInterval: Math.min(500, headersTimeout),
+    maxHeaderSize: 16 * 1024,
+  });
+  server.maxConnections = connections;
+  server.timeout = idleTimeout;
+  server.on('clientError', refuseBytes);
+  server.on('request', (request, response) => void answer(control, request, response));
+  await listen(server, path);
+  return { path, close: () => close(server) };
+}
+
+function listen(server: Server, path: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', (error) => {
+      reject(new SwitchError('SOCKET', `the control socket ${path} can't be used: ${error.message}`));
+    });
+    // Never open to others, not even between bind and chmod.
+    const umask = process.umask(0o177);
+    server.listen(path, () => {
+      server.removeAllListeners('error');
+      // Out of descriptors, say: those who wait are served when there are some again.
+      server.on('error', () => {});
+      resolve();
+    });
+    process.umask(umask);
+  });
+}
+
+function close(server: Server): Promise<void> {
+  return new Promise((resolve) => {
+    server.close(() => resolve());
+    server.closeAllConnections();
+  });
+}
