@@ -63,7 +63,7 @@ const UNMAPPABLE = {
 } as const;
 
 /** A queue as the front-end has set it up. */
-export interface VringState {
+export interface QueueState {
   /** Entries; 0: not set. */
   readonly size: number;
   /** Next entry of the available ring, as of the last start or stop. */
@@ -72,7 +72,7 @@ export interface VringState {
   readonly enabled: boolean;
 }
 
-interface Vring extends VringState {
+interface Vring extends QueueState {
   size: number;
   base: number;
   running: boolean;
@@ -161,7 +161,7 @@ export class BackendSession {
     return this.#protocolFeatures;
   }
 
-  get queues(): readonly VringState[] {
+  get queues(): readonly QueueState[] {
     return this.#vrings;
   }
 

@@ -1,7 +1,10 @@
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { closeFd, openFds, Poller, socketPair } from '../../src/sys/index.ts';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { closeFd, openFds, Poller, send, socketPair } from '../../src/sys/index.ts';
 import { BackendSession } from '../../src/vhost/backend.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { features } from '../../src/virtio/features.ts';
@@ -9,6 +12,7 @@ import { guest, OFFERED, OFFERED_PROTOCOL, type RawEnd, RecordingDevice, serve }
 
 const R = m.requests;
 const ACK = m.FLAG_NEED_REPLY;
+const run = promisify(execFile);
 
 let poller: Poller;
 let g: ReturnType<typeof guest>;
@@ -212,22 +216,41 @@ describe('what front-ends do', () => {
     await session.closed;
   });
 
+  test('virtio-user after its server side has reconnected: no SET_OWNER, an answer is not acknowledged twice', async () => {
+    const { end, session, device, errors } = serve(poller);
+    end.message(R.SET_PROTOCOL_FEATURES, m.encodeU64(OFFERED_PROTOCOL));
+    end.message(R.SET_FEATURES, m.encodeU64(OFFERED));
+    share(end);
+    start(end, 0);
+    end.message(R.GET_FEATURES, undefined, { flags: ACK });
+    assert.equal(await acknowledged(end, R.GET_FEATURES), OFFERED);
+    await synced(end);
+    assert.equal(device.rings.size, 1);
+    assert.deepEqual(errors, []);
+    end.close();
+    await session.closed;
+  });
+
   test('every message in pieces of one byte', async () => {
     const { end, session, device, errors } = serve(poller);
-    const send = async (request: number, payload: Uint8Array = new Uint8Array(0), fds: number[] = []) => {
+    const sendBytes = async (
+      request: number,
+      payload: Uint8Array = new Uint8Array(0),
+      fds: number[] = [],
+    ) => {
       const bytes = m.encodeMessage(request, 0, payload);
       for (const [i, byte] of bytes.entries()) {
         end.bytes(Uint8Array.of(byte), i === 0 ? fds : []);
         if (i % 5 === 0) await sleep(1);
       }
     };
-    await send(R.SET_OWNER);
-    await send(R.SET_FEATURES, m.encodeU64(OFFERED));
-    await send(R.SET_MEM_TABLE, m.encodeMemoryTable([g.region]), [g.ram]);
-    await send(R.SET_VRING_NUM, state(1, 64));
-    await send(R.SET_VRING_ADDR, address(1));
-    await send(R.SET_VRING_KICK, m.encodeVringIndex(1, true), [g.kick]);
-    await send(R.GET_VRING_BASE, state(1, 0));
+    await sendBytes(R.SET_OWNER);
+    await sendBytes(R.SET_FEATURES, m.encodeU64(OFFERED));
+    await sendBytes(R.SET_MEM_TABLE, m.encodeMemoryTable([g.region]), [g.ram]);
+    await sendBytes(R.SET_VRING_NUM, state(1, 64));
+    await sendBytes(R.SET_VRING_ADDR, address(1));
+    await sendBytes(R.SET_VRING_KICK, m.encodeVringIndex(1, true), [g.kick]);
+    await sendBytes(R.GET_VRING_BASE, state(1, 0));
     assert.deepEqual(m.decodeVringState((await end.next())!.payload), { index: 1, num: 7 });
     assert.deepEqual(errors, []);
     assert.equal(device.calls.filter((call) => call.startsWith('startVring')).length, 1);
@@ -280,15 +303,28 @@ describe('what front-ends do', () => {
     assert.equal(await ended(), 'closed here');
   });
 
-  test('a flood of requests is served without starving others, and waits when nobody reads the answers', async () => {
+  test('a flood whose answers nobody reads is left to wait, others are served, and nothing is lost', async () => {
     const flood = serve(poller);
     const other = serve(poller);
-    const many = Buffer.concat(
-      Array.from({ length: 2000 }, () => m.encodeMessage(R.GET_FEATURES, 0, new Uint8Array(0))),
-    );
-    flood.end.bytes(many);
-    await synced(other.end);
-    for (let i = 0; i < 2000; i++) assert.equal((await flood.end.next())?.size, 8);
+    const request = m.encodeMessage(R.GET_FEATURES, 0, new Uint8Array(0));
+    const count = 40_000;
+    let rest: Uint8Array = Buffer.concat(Array(count).fill(request));
+    const push = () => {
+      const sent = send(flood.end.fd, rest);
+      if (sent !== 'again') rest = rest.subarray(sent);
+      return sent;
+    };
+    // Both directions fill up: 0.5 MB of requests and 0.8 MB of answers are more than two sockets hold.
+    for (let stuck = 0; stuck < 50; stuck++) {
+      while (push() !== 'again') stuck = 0;
+      await sleep(2);
+    }
+    assert.ok(rest.length > 0);
+    await negotiate(other.end);
+    for (let i = 0; i < count; i++) {
+      if (rest.length > 0) push();
+      assert.equal((await flood.end.next())?.size, 8);
+    }
     assert.deepEqual(flood.errors, []);
     for (const { end, session } of [flood, other]) {
       end.close();
@@ -740,6 +776,15 @@ describe('hostile front-ends', () => {
     end.close();
     await session.closed;
     assert.equal(openFds(), fds);
+  });
+
+  test('descriptors that there is no room for are named, not missed', async () => {
+    const script = fileURLToPath(new URL('./out-of-descriptors.js', import.meta.url));
+    const { stdout } = await run('sh', ['-c', 'ulimit -n 64; exec "$0" "$1"', process.execPath, script]);
+    assert.equal(
+      stdout.trim(),
+      'message header: descriptors were lost, this process is out of them (ulimit -n)',
+    );
   });
 
   test('random messages with random descriptors: no crash, no leak', async () => {
