@@ -12,13 +12,15 @@ export interface DataplaneFunctions {
   learn(mac: bigint, port: number): void;
   lookup(mac: bigint): number;
   flush(port: number, expired: number): number;
-  driverPrepare(ring: number): void;
-  driverSend(ring: number, frame: number, length: number): number;
-  driverReceive(ring: number, to: number): number;
-  driverReclaim(ring: number): number;
-  driverArm(ring: number): number;
-  driverDisarm(ring: number): void;
-  driverKick(ring: number): number;
+  prepareDriver(ring: number, receive: number): void;
+  publishDriver(ring: number): number;
+  reclaim(ring: number): number;
+  sendFrame(ring: number, frame: number, length: number): number;
+  receiveFrame(ring: number, to: number): number;
+  floodFrames(ring: number, frame: number, length: number, count: number, offset: number): number;
+  drainFrames(ring: number, count: number, offset: number): number;
+  armDriver(ring: number): number;
+  disarmDriver(ring: number): void;
 }
 
 /** Constants of the layout, by the name of the export. */

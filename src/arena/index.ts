@@ -1,4 +1,4 @@
 /** The one address space of the data plane. */
 export { Arena, ArenaFullError, type Range } from './arena.ts';
-export { type Dataplane, instantiateDataplane } from './dataplane.ts';
+export { type Dataplane, fields, instantiateDataplane } from './dataplane.ts';
 export * from './structures.ts';

@@ -5,6 +5,9 @@ import { Entry, ENTRY_STRIDE as ENTRY_BYTES, FDB_SLOTS as SLOTS } from './fdb';
 
 export { armAll, disarmAll, poll, sleep, start, wake } from './poll';
 export { flush, learn, lookup } from './fdb';
+export {
+  armDriver, disarmDriver, drainFrames, floodFrames, prepareDriver, publishDriver, receiveFrame, reclaim, sendFrame,
+} from './split-driver';
 
 export const HEADER: usize = L.HEADER;
 export const PORTS: usize = L.PORTS;
@@ -22,6 +25,8 @@ export const WORKER_STRIDE: usize = L.WORKER_STRIDE;
 export const PORT_STRIDE: usize = L.PORT_STRIDE;
 export const VRING_STRIDE: usize = L.VRING_STRIDE;
 export const REGION_STRIDE: usize = L.REGION_STRIDE;
+export const DRIVER_RING_STRIDE: usize = L.DRIVER_RING_STRIDE;
+export const SHADOW_STRIDE: usize = L.SHADOW_STRIDE;
 export const ENTRY_STRIDE: usize = ENTRY_BYTES;
 export const QUEUES_OFFSET: usize = S.QUEUES_OFFSET;
 export const CALLS_OFFSET: usize = S.CALLS_OFFSET;
@@ -88,3 +93,31 @@ export const Vring_drops: usize = offsetof<L.Vring>('drops');
 
 export const Entry_key: usize = offsetof<Entry>('key');
 export const Entry_seen: usize = offsetof<Entry>('seen');
+
+export const DriverRing_size: usize = offsetof<L.DriverRing>('size');
+export const DriverRing_flags: usize = offsetof<L.DriverRing>('flags');
+export const DriverRing_desc: usize = offsetof<L.DriverRing>('desc');
+export const DriverRing_avail: usize = offsetof<L.DriverRing>('avail');
+export const DriverRing_used: usize = offsetof<L.DriverRing>('used');
+export const DriverRing_bias: usize = offsetof<L.DriverRing>('bias');
+export const DriverRing_headerLength: usize = offsetof<L.DriverRing>('headerLength');
+export const DriverRing_buffers: usize = offsetof<L.DriverRing>('buffers');
+export const DriverRing_bufferLength: usize = offsetof<L.DriverRing>('bufferLength');
+export const DriverRing_segmentLength: usize = offsetof<L.DriverRing>('segmentLength');
+export const DriverRing_headerAlone: usize = offsetof<L.DriverRing>('headerAlone');
+export const DriverRing_shadow: usize = offsetof<L.DriverRing>('shadow');
+export const DriverRing_tables: usize = offsetof<L.DriverRing>('tables');
+export const DriverRing_tableEntries: usize = offsetof<L.DriverRing>('tableEntries');
+export const DriverRing_freeHead: usize = offsetof<L.DriverRing>('freeHead');
+export const DriverRing_freeCount: usize = offsetof<L.DriverRing>('freeCount');
+export const DriverRing_oldest: usize = offsetof<L.DriverRing>('oldest');
+export const DriverRing_lent: usize = offsetof<L.DriverRing>('lent');
+export const DriverRing_availIdx: usize = offsetof<L.DriverRing>('availIdx');
+export const DriverRing_lastUsed: usize = offsetof<L.DriverRing>('lastUsed');
+export const DriverRing_published: usize = offsetof<L.DriverRing>('published');
+export const DriverRing_error: usize = offsetof<L.DriverRing>('error');
+export const DriverRing_errorValue: usize = offsetof<L.DriverRing>('errorValue');
+export const DriverRing_packets: usize = offsetof<L.DriverRing>('packets');
+export const DriverRing_bytes: usize = offsetof<L.DriverRing>('bytes');
+export const DriverRing_gaps: usize = offsetof<L.DriverRing>('gaps');
+export const DriverRing_expected: usize = offsetof<L.DriverRing>('expected');

@@ -180,10 +180,65 @@ export class Vring {
   drop7: u64;
 }
 
+/** A virtqueue seen from the driver (virtio-user). Descriptor i always points to buffer i, or into it. */
+@unmanaged
+export class DriverRing {
+  size: u32;
+  flags: u32;
+  desc: usize;
+  avail: usize;
+  used: usize;
+  /** What to add to an arena address to make it the device's. */
+  bias: u64;
+  headerLength: u32;
+  /** `size` buffers of `bufferLength` bytes, one behind the other. */
+  buffers: usize;
+  bufferLength: u32;
+  /** Most bytes that one descriptor of a frame to send takes; at most bufferLength. */
+  segmentLength: u32;
+  /** 1: the header of a frame to send has a descriptor of its own. */
+  headerAlone: u32;
+  /** Per descriptor, ours alone: what a lying device can't change. `Shadow[size]`. */
+  shadow: usize;
+  /** Per descriptor an indirect table of `tableEntries`; 0: none. */
+  tables: usize;
+  tableEntries: u32;
+  /** Next free descriptor, and how many are free. */
+  freeHead: u32;
+  freeCount: u32;
+  /** Oldest chain that the device has; followed with IN_ORDER. */
+  oldest: u32;
+  /** Chains that the device has. */
+  lent: u32;
+  /** Next entries of the avail and the used ring; the avail index that the device was told of. */
+  availIdx: u32;
+  lastUsed: u32;
+  published: u32;
+  /** Why the device isn't trusted any more (errors.ts); 0: it is. */
+  error: u32;
+  errorValue: u64;
+  packets: u64;
+  bytes: u64;
+  /** Frames whose sequence number was not the one expected next, and that number (drainFrames). */
+  gaps: u64;
+  expected: u64;
+}
+
+/** What the driver remembers of a descriptor. */
+@unmanaged
+export class Shadow {
+  /** Next descriptor of the chain, or of the free ones. */
+  next: u32;
+  /** Descriptors of the chain that starts here and is lent to the device; 0: none is. */
+  length: u32;
+}
+
 /** Strides are whole cache lines, so that two workers never write to one line. */
 export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
 export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
 export const REGION_STRIDE: usize = offsetof<Region>();
+export const DRIVER_RING_STRIDE: usize = (offsetof<DriverRing>() + 63) & ~63;
+export const SHADOW_STRIDE: usize = 8;
 
 @inline export function header(): Header { return changetype<Header>(HEADER); }
 @inline export function portAt(index: u32): Port { return changetype<Port>(PORTS + <usize>index * PORT_STRIDE); }

@@ -9,6 +9,7 @@
  *   +0x00_d000  per port: the burst that it was last a destination of
  *   +0x00_f000  the destinations of the burst
  *   +0x01_1000  the packets for one destination
+ *   +0x02_0000  a frame that the driver's side counts
  *   +0x06_0000  pieces of the buffers to write to
  *   +0x10_0000  pieces of the buffers to read from
  */
@@ -21,6 +22,7 @@ const SNAPSHOTS: usize = 0xa000;
 const MARKS: usize = 0xd000;
 const DESTINATIONS: usize = 0xf000;
 const LIST: usize = 0x1_1000;
+const FRAME: usize = 0x2_0000;
 const SINKS: usize = 0x6_0000;
 const PIECES: usize = 0x10_0000;
 
@@ -79,6 +81,7 @@ export function useWorker(index: u32): void {
 @inline export function markSlot(port: u32): usize { return base + MARKS + ((<usize>port) << 2); }
 @inline export function destinationSlot(index: u32): usize { return base + DESTINATIONS + ((<usize>index) << 2); }
 @inline export function listSlot(index: u32): usize { return base + LIST + ((<usize>index) << 2); }
+@inline export function frameScratch(): usize { return base + FRAME; }
 @inline export function sinks(): usize { return base + SINKS; }
 @inline export function pieces(): usize { return base + PIECES; }
 /** Offsets for the control plane. */

@@ -1,0 +1,387 @@
+/**
+ * virtio-user: a network device for this program, plugged into a vhost-user back-end's socket. The program is a
+ * guest by itself, with its rings and buffers in a memory file that it shares with the back-end. Works with
+ * Vireo's ports, DPDK's vhost PMD and whatever else speaks the protocol.
+ *
+ * Frames are Ethernet frames without the virtio-net header. Sending and receiving are plain function calls on
+ * shared memory; only a peer that sleeps costs a system call.
+ */
+import { once } from 'node:events';
+import { unlinkSync } from 'node:fs';
+import { Arena, fields, type Range, Struct } from '../arena/index.ts';
+import {
+  acceptUnix,
+  closeFd,
+  connectUnix,
+  drain,
+  EPOLLIN,
+  eventfd,
+  listenUnix,
+  memfd,
+  type PollerLease,
+  sealAgainstShrink,
+  sharedPoller,
+  signal,
+} from '../sys/index.ts';
+import { featureNames, features, vhostProtocolFeatures } from '../virtio/features.ts';
+import { splitLayout } from '../virtio/split-ring.ts';
+import { FrontendSession } from './frontend.ts';
+
+/** Everything that the driver can make use of. */
+export const DRIVER_FEATURES =
+  features.VIRTIO_F_VERSION_1 |
+  features.VIRTIO_F_ANY_LAYOUT |
+  features.VIRTIO_F_INDIRECT_DESC |
+  features.VIRTIO_F_EVENT_IDX |
+  features.VIRTIO_F_IN_ORDER |
+  features.VIRTIO_NET_F_MRG_RXBUF |
+  features.VHOST_USER_F_PROTOCOL_FEATURES;
+
+const DRIVER_PROTOCOL_FEATURES =
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ | vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK;
+
+/** DriverRing.flags, and the feature that each follows. */
+const FLAGS = [
+  [1, features.VIRTIO_F_EVENT_IDX],
+  [2, features.VIRTIO_F_INDIRECT_DESC],
+  [4, features.VIRTIO_NET_F_MRG_RXBUF],
+  [8, features.VIRTIO_F_IN_ORDER],
+] as const;
+
+const RING_FIELDS = [
+  'size', 'flags', 'desc', 'avail', 'used', 'bias', 'headerLength', 'buffers', 'bufferLength', 'segmentLength',
+  'headerAlone', 'shadow', 'tables', 'tableEntries', 'error', 'errorValue', 'packets', 'bytes', 'gaps', 'expected',
+] as const; // biome-ignore format: a table
+
+/** A sentence for each code of src/dataplane/errors.ts that the driver's side meets. */
+const RING_ERRORS: Record<number, string> = {
+  13: 'the back-end returned descriptor %, which it did not have',
+  14: 'the back-end says that it wrote % bytes, which the buffer or the header does not allow',
+  15: 'the back-end moved used.idx by %, more than it was given',
+  16: 'a frame is said to lie in % buffers, more than came',
+};
+
+const TO_US = 0;
+const FROM_US = 1;
+const TABLE_ENTRIES = 64;
+const MAX_FRAME = 65550;
+/** 14 of Ethernet, and 8 for the sequence number behind it. */
+const SEQUENCE_OFFSET = 14;
+
+export interface VirtioUserOptions {
+  /** Path of the back-end's socket, or of ours with `role: 'server'`. */
+  path: string;
+  /** `client` (default) connects; `server` listens and waits for the back-end to connect. */
+  role?: 'client' | 'server';
+  /** Descriptors of each ring, a power of 2 from 2 to 32768; default 256. */
+  queueSize?: number;
+  /** Feature bits to ask for; default: all that the driver knows. */
+  features?: bigint;
+  /** Bytes of a buffer, at least 64; default 2048. Without mergeable buffers a larger frame doesn't arrive. */
+  bufferLength?: number;
+  /** Most bytes of a frame to send in one descriptor, more than the header; default: a whole buffer. */
+  segmentLength?: number;
+  /** Gives the virtio-net header of frames to send a descriptor of its own. */
+  headerAlone?: boolean;
+  /** Milliseconds to wait for the back-end, and for each of its answers; default 5000. */
+  timeout?: number;
+}
+
+export interface VirtioUserCounters {
+  rxPackets: number;
+  rxBytes: number;
+  txPackets: number;
+  txBytes: number;
+  /** Received frames whose sequence number was not the next one (see drainFrames). */
+  gaps: number;
+}
+
+let shared: Arena | undefined;
+
+type Ring = Struct<(typeof RING_FIELDS)[number]>;
+
+export class VirtioUser {
+  /** Features that both sides have. */
+  readonly features: readonly string[];
+  /** Resolves with the reason when the back-end is gone or this device was closed. */
+  readonly closed: Promise<string>;
+  readonly #arena: Arena;
+  readonly #poller: PollerLease;
+  readonly #session: FrontendSession;
+  readonly #memory: Range;
+  readonly #memoryFd: number;
+  readonly #tables: Range;
+  readonly #rings: readonly Ring[];
+  readonly #kicks: readonly number[];
+  readonly #calls: readonly number[];
+  readonly #frame: number;
+  #ended = false;
+
+  private constructor(parts: {
+    arena: Arena;
+    poller: PollerLease;
+    session: FrontendSession;
+    closed: Promise<string>;
+    memory: Range;
+    memoryFd: number;
+    tables: Range;
+    rings: readonly Ring[];
+    kicks: readonly number[];
+    calls: readonly number[];
+    frame: number;
+    acknowledged: bigint;
+  }) {
+    this.#arena = parts.arena;
+    this.#poller = parts.poller;
+    this.#session = parts.session;
+    this.closed = parts.closed;
+    this.#memory = parts.memory;
+    this.#memoryFd = parts.memoryFd;
+    this.#tables = parts.tables;
+    this.#rings = parts.rings;
+    this.#kicks = parts.kicks;
+    this.#calls = parts.calls;
+    this.#frame = parts.frame;
+    this.features = featureNames(parts.acknowledged);
+  }
+
+  /** Connects, negotiates and starts one pair of queues. Rejects with an Error that names what failed. */
+  static async open(options: VirtioUserOptions): Promise<VirtioUser> {
+    const size = options.queueSize ?? 256;
+    const bufferLength = options.bufferLength ?? 2048;
+    const timeout = options.timeout ?? 5000;
+    const poller = sharedPoller();
+    const undo: (() => unknown)[] = [() => poller.release()];
+    try {
+      const fd = await connect(options, poller, timeout);
+      let ended: (reason: string) => void = () => {};
+      const closed = new Promise<string>((resolve) => {
+        ended = resolve;
+      });
+      const session = new FrontendSession({
+        fd,
+        poller: poller.poller,
+        timeout,
+        onClose: (reason) => ended(String(reason)),
+      });
+      undo.push(() => session.close());
+      const wanted = options.features ?? DRIVER_FEATURES;
+      const negotiated = await session.negotiate(wanted, DRIVER_PROTOCOL_FEATURES);
+
+      shared ??= new Arena();
+      const arena = shared;
+      const at = splitLayout(size);
+      const ringLength = roundUp(at.length, 4096);
+      const queueLength = ringLength + roundUp(size * bufferLength, 4096) + size * TABLE_ENTRIES * 16;
+      const length = roundUp(2 * queueLength, 2 * 1024 * 1024);
+      const memoryFd = memfd('virtio-user', length);
+      undo.push(() => closeFd(memoryFd));
+      sealAgainstShrink(memoryFd);
+      const memory = arena.map(memoryFd, 0n, length);
+      undo.push(() => arena.unmap(memory));
+      await session.setMemoryTable([
+        {
+          guestAddress: arena.base + BigInt(memory.start),
+          userAddress: arena.base + BigInt(memory.start),
+          size: BigInt(length),
+          mmapOffset: 0n,
+          fd: memoryFd,
+        },
+      ]);
+
+      const layout = arena.dataplane.layout;
+      const stride = layout.DRIVER_RING_STRIDE!;
+      const shadowLength = size * layout.SHADOW_STRIDE!;
+      const frameRoom = roundUp(MAX_FRAME, 64);
+      const tables = arena.takeTable(2 * (stride + roundUp(shadowLength, 64)) + frameRoom);
+      undo.push(() => arena.freeTable(tables));
+      const offsets = fields(layout, 'DriverRing', RING_FIELDS);
+      const acknowledged = negotiated.features;
+      const kicks = [eventfd(), eventfd()];
+      const calls = [eventfd(), eventfd()];
+      undo.push(() => [...kicks, ...calls].forEach(closeFd));
+      const rings = [TO_US, FROM_US].map((index) => {
+        const ring: Ring = new Struct(arena, tables.start + index * stride, offsets);
+        const start = memory.start + index * queueLength;
+        ring.set('size', size);
+        ring.set(
+          'flags',
+          FLAGS.reduce((sum, [flag, bit]) => (acknowledged & bit ? sum | flag : sum), 0),
+        );
+        ring.set('desc', start + at.desc);
+        ring.set('avail', start + at.avail);
+        ring.set('used', start + at.used);
+        ring.set64('bias', arena.base);
+        const modern = acknowledged & (features.VIRTIO_F_VERSION_1 | features.VIRTIO_NET_F_MRG_RXBUF);
+        ring.set('headerLength', modern ? 12 : 10);
+        ring.set('buffers', start + ringLength);
+        ring.set('bufferLength', bufferLength);
+        ring.set('segmentLength', Math.min(options.segmentLength ?? bufferLength, bufferLength));
+        ring.set('headerAlone', options.headerAlone ? 1 : 0);
+        ring.set('shadow', tables.start + 2 * stride + index * roundUp(shadowLength, 64));
+        ring.set('tables', start + ringLength + roundUp(size * bufferLength, 4096));
+        ring.set('tableEntries', TABLE_ENTRIES);
+        return ring;
+      });
+      const device = new VirtioUser({
+        arena, poller, session, closed, memory, memoryFd, tables, rings, kicks, calls,
+        frame: tables.start + tables.length - frameRoom, acknowledged,
+      }); // biome-ignore format: a record
+      const { functions } = arena.dataplane;
+      for (const [index, ring] of rings.entries()) {
+        functions.prepareDriver(ring.at, index === TO_US ? 1 : 0);
+        functions.publishDriver(ring.at);
+        functions.disarmDriver(ring.at);
+        const user = (offset: number) => arena.base + BigInt(offset);
+        await session.setVring(index, {
+          size,
+          base: 0,
+          descUser: user(ring.get('desc')),
+          usedUser: user(ring.get('used')),
+          availUser: user(ring.get('avail')),
+        });
+        await session.startVring(index, { kickFd: kicks[index]!, callFd: calls[index]! });
+      }
+      for (const index of rings.keys()) await session.enable(index, true);
+      return device;
+    } catch (error) {
+      for (const step of undo.reverse()) await step();
+      throw error;
+    }
+  }
+
+  /** Sends a frame of 14 to 65550 bytes. False: the ring is full now. Throws when the back-end broke a rule. */
+  send(frame: Uint8Array): boolean {
+    this.#arena.u8.set(frame, this.#frame);
+    const { functions } = this.#arena.dataplane;
+    const result = this.#check(
+      functions.sendFrame(this.#rings[FROM_US]!.at, this.#frame, frame.length),
+      FROM_US,
+    );
+    this.#publish(FROM_US);
+    return result > 0;
+  }
+
+  /** The next received frame, a copy; undefined when none came. Throws when the back-end broke a rule. */
+  receive(): Uint8Array | undefined {
+    const { functions } = this.#arena.dataplane;
+    const length = this.#check(functions.receiveFrame(this.#rings[TO_US]!.at, this.#frame), TO_US);
+    if (length === 0) return undefined;
+    this.#publish(TO_US);
+    return this.#arena.u8.slice(this.#frame, this.#frame + length);
+  }
+
+  /**
+   * Sends up to `count` copies of a frame (at least 22 bytes) as one burst, each with the next sequence number
+   * in its bytes 14 to 21. Returns how many fitted.
+   */
+  floodFrames(frame: Uint8Array, count: number): number {
+    this.#arena.u8.set(frame, this.#frame);
+    const at = this.#rings[FROM_US]!.at;
+    const { functions } = this.#arena.dataplane;
+    const sent = functions.floodFrames(at, this.#frame, frame.length, count, SEQUENCE_OFFSET);
+    this.#publish(FROM_US);
+    return this.#check(sent, FROM_US);
+  }
+
+  /** Receives up to `count` frames, counts them and their gaps in the sequence, and forgets them. */
+  drainFrames(count: number): number {
+    const { functions } = this.#arena.dataplane;
+    const came = functions.drainFrames(this.#rings[TO_US]!.at, count, SEQUENCE_OFFSET);
+    this.#publish(TO_US);
+    return this.#check(came, TO_US);
+  }
+
+  /** Waits until a frame has come, at most `timeout` milliseconds; false when none came. Costs no CPU. */
+  async wait(timeout: number): Promise<boolean> {
+    const { functions } = this.#arena.dataplane;
+    const at = this.#rings[TO_US]!.at;
+    const callFd = this.#calls[TO_US]!;
+    drain(callFd);
+    if (functions.armDriver(at)) {
+      functions.disarmDriver(at);
+      return true;
+    }
+    const came = await new Promise<boolean>((resolve) => {
+      const timer = setTimeout(() => done(false), timeout);
+      const done = (result: boolean) => {
+        clearTimeout(timer);
+        this.#poller.poller.remove(callFd);
+        resolve(result);
+      };
+      this.#poller.poller.add(callFd, EPOLLIN, () => done(true));
+    });
+    functions.disarmDriver(at);
+    return came;
+  }
+
+  counters(): VirtioUserCounters {
+    const [rx, tx] = this.#rings as [Ring, Ring];
+    return {
+      rxPackets: Number(rx.get64('packets')),
+      rxBytes: Number(rx.get64('bytes')),
+      txPackets: Number(tx.get64('packets')),
+      txBytes: Number(tx.get64('bytes')),
+      gaps: Number(rx.get64('gaps')),
+    };
+  }
+
+  #publish(index: number): void {
+    if (this.#arena.dataplane.functions.publishDriver(this.#rings[index]!.at)) signal(this.#kicks[index]!);
+  }
+
+  #check(result: number, index: number): number {
+    if (this.#ended) throw new Error('this virtio-user device is closed');
+    if (result >= 0) return result;
+    const ring = this.#rings[index]!;
+    const code = ring.get('error');
+    if (code === 0) throw new RangeError('the frame has more bytes than the ring takes');
+    throw new Error((RING_ERRORS[code] ?? `error ${code}`).replace('%', String(ring.get64('errorValue'))));
+  }
+
+  /** Stops the rings, tells the back-end, and frees everything. May be called again. */
+  async close(): Promise<void> {
+    if (this.#ended) return;
+    this.#ended = true;
+    try {
+      for (const index of this.#rings.keys()) await this.#session.stopVring(index);
+    } catch {
+      // The back-end is gone or lies: there is nothing to stop then.
+    }
+    await this.#session.close();
+    for (const fd of [...this.#kicks, ...this.#calls, this.#memoryFd]) closeFd(fd);
+    this.#arena.unmap(this.#memory);
+    this.#arena.freeTable(this.#tables);
+    await this.#poller.release();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/** A socket to the back-end, dialled or accepted within `timeout` milliseconds. */
+async function connect(options: VirtioUserOptions, lease: PollerLease, timeout: number): Promise<number> {
+  if (options.role !== 'server') return connectUnix(options.path);
+  const listenFd = listenUnix(options.path);
+  const { poller } = lease;
+  try {
+    const signalled = new EventTarget();
+    const abort = AbortSignal.timeout(timeout);
+    poller.add(listenFd, EPOLLIN, () => signalled.dispatchEvent(new Event('ready')));
+    await once(signalled, 'ready', { signal: abort }).catch(() => {
+      throw new Error(`no back-end connected to ${options.path} within ${timeout} ms`);
+    });
+    const fd = acceptUnix(listenFd);
+    if (fd === undefined) throw new Error(`the back-end that connected to ${options.path} left at once`);
+    return fd;
+  } finally {
+    poller.remove(listenFd);
+    closeFd(listenFd);
+    unlinkSync(options.path);
+  }
+}
+
+function roundUp(value: number, step: number): number {
+  return Math.ceil(value / step) * step;
+}
