@@ -99,7 +99,7 @@ export class Testpmd {
     const child = new Child('stdbuf', [
       '-oL',
       'dpdk-testpmd',
-      ...['--no-pci', '--in-memory', '--single-file-segments', '--file-prefix', prefix],
+      ...['-v', '--no-pci', '--in-memory', '--single-file-segments', '--file-prefix', prefix],
       ...['-m', String(options.memory ?? 256), '--lcores', `0@${cpu},1@${cpu}`],
       ...options.vdevs.flatMap((device) => ['--vdev', device]),
       ...['--log-level=pmd.net.virtio.init:debug', ...(options.eal ?? [])],
@@ -118,6 +118,11 @@ export class Testpmd {
   /** Everything that testpmd has said. */
   get log(): string {
     return this.child.output;
+  }
+
+  /** DPDK's version, `22.11.11`. */
+  get version(): string {
+    return /RTE Version: 'DPDK ([^']+)'/.exec(this.log)?.[1] ?? 'unknown';
   }
 
   /** Types a command, resolves with what it printed. Commands wait for one another. */
@@ -172,6 +177,8 @@ export class Testpmd {
    */
   async cyclesPerPacket(seconds: number): Promise<number | undefined> {
     await this.command('set record-core-cycles on');
+    // The burst under way began without a time stamp: let it end before the counters begin.
+    await sleep(50);
     await this.command('clear fwd stats all');
     await sleep(seconds * 1000);
     const text = await this.command('show fwd stats all');

@@ -99,6 +99,11 @@ export class Ovs {
     };
   }
 
+  /** Of the process that forwards. */
+  get pid(): number {
+    return this.#children.at(-1)?.pid ?? 0;
+  }
+
   /** The daemons' own messages. */
   get log(): string {
     return this.#children.map((child) => child.output).join('\n');

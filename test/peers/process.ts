@@ -5,7 +5,7 @@
  * that a test that crashes leaves no switch or guest behind. Children are only ever signalled by their own pid.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -112,6 +112,15 @@ export class Child {
   #wake(): void {
     for (const look of [...this.#waiters]) look();
   }
+}
+
+/** Seconds of CPU that the process has used, all threads, in steps of 10 ms. */
+export function cpuSeconds(pid: number): number {
+  // proc_pid_stat(5): utime and stime are fields 14 and 15; field 2 is in parentheses and may hold blanks.
+  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    .replace(/^.*\) /, '')
+    .split(' ');
+  return (Number(fields[11]) + Number(fields[12])) / 100;
 }
 
 /** A new directory with a short path (a unix socket's has at most 107 bytes) and its removal. */

@@ -1,0 +1,76 @@
+/** `npm run bench -- NAME`: runs a benchmark, prints its table (or JSON) and writes its part of docs/performance.md. */
+import { parseArgs } from 'node:util';
+import { documentIdle, idle, renderIdle } from './idle.ts';
+import { documentStartup, renderStartup, startup } from './startup.ts';
+import * as guests from './v2v.ts';
+
+const USAGE = `usage: npm run bench -- NAME [options]
+
+  v2v      packets a second between two guests, beside DPDK's vhost and Open vSwitch with DPDK
+  startup  milliseconds from the start of the process to its ready line
+  idle     CPU and memory with two connected guests that are quiet
+
+  --turns N        repetitions (v2v 5, startup 10)
+  --seconds N      measured seconds (v2v 6, idle 10)
+  --bursts N       v2v: bursts of 32 packets that circulate in each direction (4)
+  --only A,B       v2v: of ${guests.subjectNames.join(', ')}
+  --no-write       leave docs/performance.md as it is
+  --json           print one JSON object instead of a table`;
+
+const say = (line: string) => process.stderr.write(`${line}\n`);
+
+async function main(): Promise<void> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    allowNegative: true,
+    options: {
+      turns: { type: 'string' },
+      seconds: { type: 'string' },
+      bursts: { type: 'string' },
+      only: { type: 'string' },
+      write: { type: 'boolean', default: true },
+      json: { type: 'boolean', default: false },
+      help: { type: 'boolean', short: 'h', default: false },
+    },
+  });
+  const number = (name: 'turns' | 'seconds' | 'bursts', otherwise: number) => {
+    const value = Number(values[name] ?? otherwise);
+    if (!(value > 0)) throw new Error(`--${name} wants a number above 0, not "${values[name]}"`);
+    return value;
+  };
+  const report = <T>(result: T, render: (result: T) => string, write: (result: T) => void) => {
+    console.log(values.json ? JSON.stringify(result) : render(result));
+    if (values.write) write(result);
+  };
+
+  switch (values.help ? 'help' : positionals[0]) {
+    case 'v2v': {
+      const only = values.only?.split(',') ?? guests.subjectNames;
+      const subjects = guests.subjectNames.filter((name) => only.includes(name));
+      if (subjects.length !== only.length) throw new Error(`--only takes ${guests.subjectNames.join(', ')}`);
+      const options = {
+        turns: number('turns', 5),
+        seconds: number('seconds', 6),
+        bursts: number('bursts', 4),
+      };
+      report(await guests.v2v({ ...options, subjects }, say), guests.render, guests.document);
+      break;
+    }
+    case 'startup':
+      report(await startup(number('turns', 10)), renderStartup, documentStartup);
+      break;
+    case 'idle':
+      report(await idle(number('seconds', 10)), renderIdle, documentIdle);
+      break;
+    case 'help':
+      console.log(USAGE);
+      break;
+    default:
+      throw new Error(USAGE);
+  }
+}
+
+main().catch((error: unknown) => {
+  console.error(error instanceof Error ? error.message : error);
+  process.exitCode = 1;
+});

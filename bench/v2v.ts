@@ -1,0 +1,273 @@
+/**
+ * Virtual machine to virtual machine: the same DPDK front-ends, in turn, against Vireo, DPDK's own vhost and Open
+ * vSwitch with DPDK.
+ *
+ * One testpmd is both guests: what it receives on one port it sends on the other with the address of the guest behind
+ * the first, so a number of packets circulates through the switch in each direction and the slower of the two ends
+ * sets the rate. The switch has CPU 0 to itself, the guests have CPU 1. What is compared is the ratio within a turn:
+ * absolute figures of a shared machine move by a third from one minute to the next.
+ */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { featureNames } from '../src/virtio/features.ts';
+import { ovsVswitchd, skipWithout } from '../test/peers/available.ts';
+import { Testpmd, vhost, virtioUser } from '../test/peers/dpdk.ts';
+import { Ovs } from '../test/peers/ovs.ts';
+import { cpuSeconds, scratch } from '../test/peers/process.ts';
+import { machine, type Spread, showSpread, spread, table, version, writeSection } from './report.ts';
+import { program, Vireo } from './vireo.ts';
+
+const SIZES = [64, 256, 1500];
+const RING = 1024;
+const SWITCH_CPU = 0;
+const GUEST_CPU = 1;
+const MACS = ['52:54:00:00:00:01', '52:54:00:00:00:02'] as const;
+/** A burst is lost when its port's peer isn't up yet: starts of the front-ends until both directions run. */
+const ATTEMPTS = 5;
+/** Share of its CPU that the switch and the guests must have had: below that, something else ran there. */
+const UNDISTURBED = 0.97;
+
+/** A switch with two vhost-user ports on the sockets `a` and `b` in its directory. */
+interface Subject {
+  directory: string;
+  pid: number;
+  cyclesPerPacket?: (seconds: number) => Promise<number | undefined>;
+  close: () => Promise<void>;
+}
+
+const subjects = {
+  vireo: async (): Promise<Subject> => {
+    const vireo = await Vireo.start({ ports: ['a', 'b'], poll: 'busy', cpu: SWITCH_CPU });
+    return { directory: vireo.directory, pid: vireo.child.pid, close: () => vireo.close() };
+  },
+  testpmd: async (): Promise<Subject> => {
+    const { path, remove } = scratch('vhost');
+    const pmd = await Testpmd.start({
+      cpu: SWITCH_CPU,
+      vdevs: ['a', 'b'].map((name, index) => vhost(index, { iface: join(path, name) })),
+      args: ['--forward-mode=io', '--auto-start'],
+    });
+    return {
+      directory: path,
+      pid: pmd.child.pid,
+      cyclesPerPacket: (seconds) => pmd.cyclesPerPacket(seconds),
+      close: async () => {
+        await pmd.close();
+        remove();
+      },
+    };
+  },
+  ovs: async (): Promise<Subject> => {
+    const ovs = await Ovs.start({ ports: ['a', 'b'], cpu: SWITCH_CPU });
+    return {
+      directory: ovs.directory,
+      pid: ovs.pid,
+      cyclesPerPacket: async (seconds) => (await ovs.performance(seconds)).cyclesPerPacket,
+      close: () => ovs.close(),
+    };
+  },
+};
+
+export type SubjectName = keyof typeof subjects;
+export const subjectNames = Object.keys(subjects) as SubjectName[];
+
+const TITLES: Record<SubjectName, string> = {
+  vireo: 'Vireo, learning',
+  testpmd: 'DPDK testpmd, vhost io (no switching)',
+  ovs: 'Open vSwitch with DPDK, learning',
+};
+
+export interface Options {
+  turns: number;
+  /** Measured seconds of each run. */
+  seconds: number;
+  /** Bursts of 32 packets that circulate in each direction. */
+  bursts: number;
+  subjects: SubjectName[];
+}
+
+interface Run {
+  subject: SubjectName;
+  turn: number;
+  /** Bytes of a frame. */
+  size: number;
+  /** Packets a second, both directions summed. */
+  rate: number;
+  cyclesPerPacket?: number;
+  /** Share of its CPU that the switch or the guests had, whichever had less: 1 on an otherwise quiet machine. */
+  cpuShare: number;
+  features: string[];
+  dpdk: string;
+}
+
+export interface Result {
+  machine: string;
+  versions: Record<string, string>;
+  options: Options;
+  ringSize: number;
+  runs: Run[];
+  /** Millions of packets a second, by subject and size. */
+  rates: Partial<Record<SubjectName, Record<number, Spread>>>;
+  /** Vireo's rate to the peer's, of each turn, by peer and size. */
+  ratios: Partial<Record<SubjectName, Record<number, Spread>>>;
+  features: Partial<Record<SubjectName, string[]>>;
+}
+
+export async function v2v(options: Options, say: (line: string) => void): Promise<Result> {
+  const missing = skipWithout('dpdk', ...(options.subjects.includes('ovs') ? (['ovs'] as const) : []));
+  if (missing !== false) throw new Error(missing);
+  if (options.subjects.includes('vireo') && !existsSync(program)) {
+    throw new Error(`${program} is not built: run "npm run build"`);
+  }
+  const runs: Run[] = [];
+  for (let turn = 0; turn < options.turns; turn++) {
+    for (const size of SIZES) {
+      // Whoever comes first in one turn comes later in the next: warmth of the machine favours none.
+      const first = turn % options.subjects.length;
+      const order = [...options.subjects.slice(first), ...options.subjects.slice(0, first)];
+      for (const subject of order) {
+        const run = { subject, turn, size, ...(await measure(subject, size, options, say)) };
+        runs.push(run);
+        say(`turn ${turn + 1} of ${options.turns}: ${size} B ${subject} ${(run.rate / 1e6).toFixed(2)} Mpps`);
+      }
+    }
+  }
+  return summarize(options, runs);
+}
+
+async function measure(subject: SubjectName, size: number, options: Options, say: (line: string) => void) {
+  const running = await subjects[subject]();
+  try {
+    for (let attempt = 1; ; attempt++) {
+      const found = await circulate(running, size, options);
+      const last = attempt === ATTEMPTS;
+      if (found === undefined) {
+        if (last) throw new Error(`${subject}: a direction carried nothing, ${ATTEMPTS} times (${size} B)`);
+        say(`${size} B ${subject}: a direction carries nothing, again`);
+      } else if (found.cpuShare < UNDISTURBED && !last) {
+        say(`${size} B ${subject}: others took ${(100 * (1 - found.cpuShare)).toFixed(0)} % of a CPU, again`);
+      } else {
+        return found;
+      }
+    }
+  } finally {
+    await running.close();
+  }
+}
+
+/** Undefined when one direction stands still. */
+async function circulate(subject: Subject, size: number, { seconds, bursts }: Options) {
+  await using guests = await Testpmd.start({
+    cpu: GUEST_CPU,
+    vdevs: ['a', 'b'].map((name, index) =>
+      virtioUser(index, { path: join(subject.directory, name), mac: MACS[index], queueSize: RING }),
+    ),
+    args: ['--forward-mode=mac', `--eth-peer=0,${MACS[1]}`, `--eth-peer=1,${MACS[0]}`, `--txpkts=${size}`],
+  });
+  await guests.waitForLinks();
+  await guests.command(`start tx_first ${bursts}`);
+  const warm = await guests.rates(0.5);
+  if (warm.some((rate) => rate === 0)) return undefined;
+  const pids = [subject.pid, guests.child.pid];
+  const before = pids.map(cpuSeconds);
+  const start = performance.now();
+  const rates = await guests.rates(seconds);
+  const wall = (performance.now() - start) / 1000;
+  const cpuShare = Math.min(1, ...pids.map((pid, index) => (cpuSeconds(pid) - (before[index] ?? 0)) / wall));
+  if (rates.some((rate) => rate === 0)) return undefined;
+  const cyclesPerPacket = await subject.cyclesPerPacket?.(0.5);
+  return {
+    rate: rates.reduce((sum, rate) => sum + rate, 0),
+    cpuShare,
+    features: featureNames(guests.features()[0] ?? 0n).map((name) => name.replace(/^VIRTIO_(NET_)?F_/, '')),
+    dpdk: guests.version,
+    ...(cyclesPerPacket === undefined ? {} : { cyclesPerPacket }),
+  };
+}
+
+function summarize(options: Options, runs: Run[]): Result {
+  const of = (subject: SubjectName, size: number) =>
+    runs.filter((run) => run.subject === subject && run.size === size);
+  const bySize = (values: (size: number) => number[]) =>
+    Object.fromEntries(SIZES.map((size) => [size, spread(values(size))]));
+  const result: Result = {
+    machine: machine(),
+    versions: { dpdk: runs[0]?.dpdk ?? 'unknown' },
+    options,
+    ringSize: RING,
+    runs,
+    rates: {},
+    ratios: {},
+    features: {},
+  };
+  if (options.subjects.includes('ovs')) result.versions.ovs = version(ovsVswitchd);
+  for (const subject of options.subjects) {
+    result.rates[subject] = bySize((size) => of(subject, size).map((run) => run.rate / 1e6));
+    const features = runs.find((run) => run.subject === subject)?.features;
+    if (features !== undefined) result.features[subject] = features;
+    if (subject === 'vireo' || !options.subjects.includes('vireo')) continue;
+    result.ratios[subject] = bySize((size) =>
+      of('vireo', size).map((run, turn) => run.rate / (of(subject, size)[turn]?.rate ?? Number.NaN)),
+    );
+  }
+  return result;
+}
+
+/** The tables as Markdown. */
+export function render(result: Result): string {
+  const { options } = result;
+  const header = ['', ...SIZES.map((size) => `${size} B`)];
+  const rows = (part: Result['rates']) =>
+    options.subjects.flatMap((subject) => {
+      const found = part[subject];
+      if (found === undefined) return [];
+      const title = part === result.ratios ? `Vireo / ${TITLES[subject]}` : TITLES[subject];
+      return [[title, ...SIZES.map((size) => showSpread(found[size] as Spread))]];
+    });
+  const cycles = options.subjects.flatMap((subject) => {
+    const cells = SIZES.map((size) => {
+      const values = result.runs
+        .filter((run) => run.subject === subject && run.size === size && run.cyclesPerPacket !== undefined)
+        .map((run) => run.cyclesPerPacket as number);
+      return values.length === 0 ? '' : spread(values).median.toFixed(0);
+    });
+    return cells.some((cell) => cell !== '') ? [[TITLES[subject], ...cells]] : [];
+  });
+  const parts = [
+    `Millions of packets a second through the switch, both directions summed: median (least to most) of ${options.turns} turns of ${options.seconds} s.`,
+    table(header, rows(result.rates)),
+  ];
+  const ratios = rows(result.ratios);
+  if (ratios.length > 0) parts.push('Ratios within a turn:', table(header, ratios));
+  const disturbed = result.runs.filter((run) => run.cpuShare < UNDISTURBED).length;
+  if (disturbed > 0) {
+    parts.push(
+      `Others took more than ${Math.round(100 * (1 - UNDISTURBED))} % of a CPU in ${disturbed} of ${result.runs.length} runs.`,
+    );
+  }
+  if (cycles.length > 0) {
+    parts.push(
+      'Cycles a packet on the switch’s core, as the peer itself counts them:',
+      table(header, cycles),
+    );
+  }
+  return parts.join('\n\n');
+}
+
+/** Writes the section of docs/performance.md. */
+export function document(result: Result): void {
+  const { dpdk, ovs } = result.versions;
+  const negotiated = result.options.subjects.map(
+    (subject) => `- ${TITLES[subject]}: ${result.features[subject]?.join(', ')}`,
+  );
+  writeSection(
+    'v2v',
+    [
+      '## Guest to guest',
+      `Machine: ${result.machine}. Peers: DPDK ${dpdk}${ovs === undefined ? '' : `, Open vSwitch ${ovs}`}.`,
+      `Method: one testpmd with two virtio-user ports (split rings of ${result.ringSize}) is both guests, on CPU ${GUEST_CPU}; the switch has CPU ${SWITCH_CPU}. ${result.options.bursts * 32} packets circulate in each direction. Each turn runs every switch once at every size, each with fresh processes, one after the other. \`npm run bench -- v2v\` repeats it.`,
+      render(result),
+      `Negotiated:\n\n${negotiated.join('\n')}`,
+    ].join('\n\n'),
+  );
+}
