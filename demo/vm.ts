@@ -26,6 +26,7 @@ const { values } = parseArgs({
   },
 });
 const seconds = Number(values.seconds);
+let interrupted = false;
 const say = (line: string) => {
   if (!values.json) console.log(line);
 };
@@ -46,8 +47,12 @@ async function main(): Promise<void> {
     await vswitch.close();
     remove();
   };
-  const stop = () => void close().then(() => process.exit(130));
-  process.once('SIGINT', stop).once('SIGTERM', stop);
+  const stop = () => {
+    if (interrupted) return;
+    interrupted = true;
+    void close().then(() => process.exit(130));
+  };
+  process.on('SIGINT', stop).on('SIGTERM', stop);
   try {
     vswitch.on('guestUp', ({ port }) => say(`${port}: the guest's driver is up`));
     vswitch.on('guestDown', ({ port, reason }) => say(`${port}: the guest is gone: ${reason}`));
@@ -86,8 +91,8 @@ async function main(): Promise<void> {
       console.log(JSON.stringify({ accelerator: accelerator(), bootSeconds: boot, ping, tcp, ports }));
     }
   } finally {
+    if (!interrupted) await close();
     process.off('SIGINT', stop).off('SIGTERM', stop);
-    await close();
   }
 }
 
@@ -108,6 +113,8 @@ else if (!(seconds > 0)) {
   process.exitCode = 2;
 } else {
   await main().catch((error: unknown) => {
+    // What was under way fails when its guest is taken away.
+    if (interrupted) return;
     console.error(error instanceof Error ? error.message : error);
     process.exitCode = 1;
   });
