@@ -4,7 +4,9 @@
  */
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
 import { drop, DROP_SAME_PORT, header, portAt, Vring, vringAt } from './layout';
-import { destinationSlot, FLOOD, frameAt, listSlot, markSlot, NOWHERE, packetAt, worker } from './scratch';
+import {
+  destinationSlot, FLOOD, frameAt, listSlot, markSlot, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
+} from './scratch';
 import { transmit } from './split-device';
 
 /** The group bit of an address, as loaded little-endian. */
@@ -18,13 +20,14 @@ export function bridge(source: Vring, count: u32): void {
   let lastPort: u32 = NOWHERE;
   let only: u32 = NO_PORT;
   let uniform = true;
-  for (let i: u32 = 0; i < count; i++) {
-    const packet = packetAt(i);
+  let frame = frameAt(0);
+  let at = changetype<usize>(packetAt(0));
+  for (let i: u32 = 0; i < count; i++, at += PACKET_STRIDE, frame += SNAPSHOT_STRIDE) {
+    const packet = changetype<Packet>(at);
     if (packet.destination == NOWHERE) {
       uniform = false;
       continue;
     }
-    const frame = frameAt(i);
     const destination = load<u64>(frame) & MAC_MASK;
     const origin = load<u64>(frame, 6) & MAC_MASK;
     // Frames of one flow come together: they need one lookup.
@@ -50,8 +53,7 @@ export function bridge(source: Vring, count: u32): void {
   }
   if (only == NO_PORT) return;
   if (uniform && only != FLOOD) {
-    for (let i: u32 = 0; i < count; i++) store<u32>(listSlot(i), i);
-    transmit(vringAt(portAt(only), 0), count);
+    transmit(vringAt(portAt(only), 0), count, true);
     return;
   }
   const destinations = collect(from, count);
@@ -62,7 +64,7 @@ export function bridge(source: Vring, count: u32): void {
       const to = packetAt(i).destination;
       if (to == port || to == FLOOD) store<u32>(listSlot(n++), i);
     }
-    transmit(vringAt(portAt(port), 0), n);
+    transmit(vringAt(portAt(port), 0), n, false);
   }
 }
 

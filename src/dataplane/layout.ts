@@ -72,6 +72,8 @@ export class Worker {
   cursor: u32;
   /** The burst in work; marks which destinations were seen. */
   burst: u32;
+  /** Bytes of virtio-net header before the frames of the burst. */
+  skip: u32;
   /** Rounds in which nothing came, rounds with packets. */
   idleRounds: u64;
   busyRounds: u64;

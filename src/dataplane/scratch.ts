@@ -38,16 +38,14 @@ export class Packet {
   head: u32;
   /** Bytes of the frame, without the virtio-net header. */
   length: u32;
-  /** Its pieces in guest memory, header included: `Piece[pieceCount]`. */
+  /** 1: header and frame lie in one piece, at `at`. 0: in several, listed at `pieces` (`Piece[]`). */
+  single: u32;
+  at: usize;
   pieces: usize;
-  pieceCount: u32;
-  /** Where the frame goes on behind the snapshot, if it is in one piece there; else 0. */
-  rest: usize;
   /** Index of the port it goes to, or FLOOD, or NOWHERE. */
   destination: u32;
-  /** Bytes of virtio-net header before the frame in the pieces. */
-  skip: u32;
-  pad: u32;
+  pad0: u32;
+  pad1: u32;
 }
 
 /** A contiguous piece of a buffer. */
@@ -60,10 +58,10 @@ export class Piece {
 export const FLOOD: u32 = 0xffff_fffe;
 export const NOWHERE: u32 = 0xffff_ffff;
 
-const PACKET_STRIDE: usize = 32;
+export const PACKET_STRIDE: usize = 32;
 export const PIECE_STRIDE: usize = 8;
 // 16 bytes of room for the virtio-net header, so that the frame itself is aligned; 16 behind, for wide stores.
-const SNAPSHOT_STRIDE: usize = 16 + SNAPSHOT + 16;
+export const SNAPSHOT_STRIDE: usize = 16 + SNAPSHOT + 16;
 
 let base: usize = WORKERS;
 

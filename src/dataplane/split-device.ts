@@ -9,17 +9,17 @@
  * A frame is copied once, from guest to guest; what a decision rests on is in the snapshot and is never read
  * from guest memory again.
  */
-import { BAD, gather, NEXT, pieceCount, walk, WRITE, INDIRECT_TABLE } from './chain';
-import { copy, copy16 } from './copy';
+import { BAD, gather, INDIRECT_TABLE, pieceCount, walk, WRITE } from './chain';
+import { copy, copy64, copyShort } from './copy';
 import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
 import {
   BURST, drop, DROP_BROKEN, DROP_NO_GUEST, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG,
   EVENT_IDX, header, MAX_FRAME, MERGEABLE, RUNNING, SNAPSHOT, Vring,
 } from './layout';
 import { acquire, release } from './lock';
-import { contiguous, translate } from './memory';
 import {
-  callSlot, frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, packetAt, Piece, PIECE_STRIDE, pieces, sinks, worker,
+  callSlot, frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieces, sinks,
+  SNAPSHOT_STRIDE, worker,
 } from './scratch';
 
 /** used.flags: the driver need not notify (2.7.8). avail.flags: the device need not interrupt (2.7.7). */
@@ -42,7 +42,7 @@ const ETHERNET_HEADER: u32 = 14;
 
 /** Takes frames from the ring into this worker's burst; returns how many. */
 export function receive(vring: Vring): u32 {
-  let last = vring.lastAvail;
+  const last = vring.lastAvail;
   const waiting = (availIdx(vring) - last) & 0xffff;
   if (waiting == 0) return 0;
   const size = vring.size;
@@ -52,101 +52,110 @@ export function receive(vring: Vring): u32 {
   }
   const wanted = min(waiting, BURST);
   const headerLength = vring.headerLength;
-  const limit = headerLength + MAX_FRAME;
+  const shortest = headerLength + ETHERNET_HEADER;
+  const longest = headerLength + MAX_FRAME;
+  // What the loop needs is kept in locals: the compiler can't know that no store changes it.
+  const table = vring.desc;
+  const ring = vring.avail + 4;
+  const mask = size - 1;
+  let regionBase = vring.cacheBase;
+  let regionSize = vring.cacheSize;
+  let regionArena = vring.cacheArena;
   let free = pieces();
-  const lastFree = pieces() + <usize>(MAX_PIECES - MAX_FRAME - 64) * PIECE_STRIDE;
+  const lastFree = free + <usize>(MAX_PIECES - MAX_FRAME - 64) * PIECE_STRIDE;
+  let at = changetype<usize>(packetAt(0));
   let count: u32 = 0;
-  for (; count < wanted && free < lastFree; count++) {
-    const head = availRing(vring, last + count);
+  for (; count < wanted; count++, at += PACKET_STRIDE) {
+    const packet = changetype<Packet>(at);
+    const head = <u32>load<u16>(ring + (<usize>((last + count) & mask) << 1));
     if (head >= size) {
       fail(vring, E_HEAD_RANGE, head);
       break;
     }
-    const descriptor = vring.desc + ((<usize>head) << 4);
-    const address = load<u64>(descriptor);
+    const descriptor = table + ((<usize>head) << 4);
     const meta = load<u64>(descriptor, 8);
+    const offset = load<u64>(descriptor) - regionBase;
     const length = <u32>meta;
-    const flags = <u32>(meta >> 32) & 0xffff;
-    const packet = packetAt(count);
     packet.head = head;
+    if (
+      (meta & FLAGS_MASK) == 0 && length >= shortest && length <= longest &&
+      offset < regionSize && <u64>length <= regionSize - offset
+    ) {
+      // One descriptor in the region that was hit last: most frames of most drivers.
+      packet.length = length - headerLength;
+      packet.at = regionArena + <usize>offset;
+      packet.single = 1;
+      packet.destination = 0;
+      continue;
+    }
+    if (free >= lastFree) break;
+    // One byte more than the limit is enough to know that a frame is too big.
+    const total = walk(vring, head, 0, free, longest + 1);
+    if (total == BAD) break;
+    regionBase = vring.cacheBase;
+    regionSize = vring.cacheSize;
+    regionArena = vring.cacheArena;
     packet.pieces = free;
-    packet.skip = headerLength;
-    let total: u32 = 0;
-    if (flags == 0 && length <= limit) {
-      // One descriptor: most frames of most drivers.
-      const at = translate(vring, address);
-      if (at != 0 && contiguous >= length) {
-        const piece = changetype<Piece>(free);
-        piece.at = at;
-        piece.length = length;
-        packet.pieceCount = 1;
-        total = length;
-      }
-    }
-    if (total == 0) {
-      // One byte more than the limit is enough to know that a frame is too big.
-      const bytes = walk(vring, head, 0, free, limit + 1);
-      if (bytes == BAD) break;
-      packet.pieceCount = pieceCount;
-      total = <u32>bytes;
-    }
-    free += <usize>packet.pieceCount * PIECE_STRIDE;
-    packet.destination = 0;
-    if (total > limit || total < headerLength + ETHERNET_HEADER) {
-      drop(vring, total > limit ? DROP_OVERSIZE : DROP_SHORT);
+    packet.at = changetype<Piece>(free).at;
+    packet.single = pieceCount == 1 ? 1 : 0;
+    free += <usize>pieceCount * PIECE_STRIDE;
+    if (<u32>total < shortest || <u32>total > longest) {
+      drop(vring, <u32>total < shortest ? DROP_SHORT : DROP_OVERSIZE);
+      packet.length = 0;
       packet.destination = NOWHERE;
-      total = headerLength;
+    } else {
+      packet.length = <u32>total - headerLength;
+      packet.destination = 0;
     }
-    packet.length = total - headerLength;
   }
-  let bytes: u64 = 0;
-  let frames: u32 = 0;
-  for (let i: u32 = 0; i < count; i++) {
-    const packet = packetAt(i);
-    if (packet.destination == NOWHERE) continue;
-    snapshot(packet, frameAt(i), headerLength);
-    bytes += packet.length;
-    frames++;
-  }
-  vring.packets += frames;
-  vring.bytes += bytes;
+  worker().skip = headerLength;
+  snapshots(vring, count, headerLength);
   vring.lastAvail = (last + count) & 0xffff;
   return count;
 }
 
-/** Copies a frame's first bytes to `to` and puts an empty virtio-net header before them. */
+/** Flags of a descriptor in its second word. */
+const FLAGS_MASK: u64 = 0xffff_0000_0000;
+
+/** The second pass over the burst: copies what will be decided on, so that the misses overlap. */
 @inline
-function snapshot(packet: Packet, to: usize, headerLength: u32): void {
-  const length = packet.length;
-  const first = changetype<Piece>(packet.pieces);
-  if (packet.pieceCount == 1) {
-    const from = first.at + headerLength;
-    // Whole 16-byte steps: what is read beyond the frame stays in this worker's memory and is never sent.
-    copy16(to, from);
-    copy16(to + 16, from + 16);
-    copy16(to + 32, from + 32);
-    copy16(to + 48, from + 48);
-    if (length > 64) {
-      copy16(to + 64, from + 64);
-      copy16(to + 80, from + 80);
-      copy16(to + 96, from + 96);
-      copy16(to + 112, from + 112);
+function snapshots(vring: Vring, count: u32, headerLength: u32): void {
+  let bytes: u64 = 0;
+  let frames: u32 = 0;
+  let at = changetype<usize>(packetAt(0));
+  let to = frameAt(0);
+  for (let i: u32 = 0; i < count; i++, at += PACKET_STRIDE, to += SNAPSHOT_STRIDE) {
+    const packet = changetype<Packet>(at);
+    if (packet.destination == NOWHERE) continue;
+    const length = packet.length;
+    if (packet.single) {
+      const from = packet.at + headerLength;
+      // Whole steps: what is read beyond the frame stays in this worker's memory and is never sent.
+      copy64(to, from);
+      if (length > 64) copy64(to + 64, from + 64);
+    } else {
+      gather(to, packet.pieces, headerLength, min(length, SNAPSHOT));
     }
-    packet.rest = from + SNAPSHOT;
-  } else {
-    gather(to, packet.pieces, headerLength, min(length, SNAPSHOT));
-    packet.rest = 0;
+    // No offload is negotiated, so the header says nothing but "one buffer" (5.1.6.1: num_buffers is its last field).
+    store<u64>(to - 16, 0);
+    store<u64>(to - 8, 0x0001_0000_0000_0000);
+    bytes += length;
+    frames++;
   }
-  // No offload is negotiated, so the header says nothing but "one buffer" (5.1.6.1: num_buffers is its last field).
-  store<u64>(to - 16, 0);
-  store<u64>(to - 8, 0x0001_0000_0000_0000);
+  vring.packets += frames;
+  vring.bytes += bytes;
 }
 
 /** Gives the buffers of the burst back to the guest. */
 export function complete(vring: Vring, count: u32): void {
-  let index = vring.usedIdx;
-  for (let i: u32 = 0; i < count; i++) putUsed(vring, index++, packetAt(i).head, 0);
-  publish(vring, index);
+  const index = vring.usedIdx;
+  const ring = vring.used + 4;
+  const mask = vring.size - 1;
+  let at = changetype<usize>(packetAt(0));
+  for (let i: u32 = 0; i < count; i++, at += PACKET_STRIDE) {
+    store<u64>(ring + (<usize>((index + i) & mask) << 3), <u64>changetype<Packet>(at).head);
+  }
+  publish(vring, index + count);
 }
 
 /** Makes used entries visible, and interrupts the guest if it wants that. */
@@ -179,8 +188,11 @@ function call(vring: Vring): void {
   self.callCount += 1;
 }
 
-/** Writes `count` frames of the burst, named by the worker's list, to the ring that a guest receives on. */
-export function transmit(vring: Vring, count: u32): void {
+/**
+ * Writes `count` frames of the burst to the ring that a guest receives on: all of them in order (`every`), or
+ * those named by the worker's list.
+ */
+export function transmit(vring: Vring, count: u32, every: bool): void {
   if (vring.state != RUNNING || !vring.enabled) {
     drop(vring, DROP_NO_GUEST, count);
     return;
@@ -188,63 +200,88 @@ export function transmit(vring: Vring, count: u32): void {
   const shared = header().workerCount > 1;
   const lock = changetype<usize>(vring) + offsetof<Vring>('lock');
   if (shared) acquire(lock);
-  fill(vring, count);
+  fill(vring, count, every);
   if (shared) release(lock);
 }
 
-@inline
-function fill(vring: Vring, count: u32): void {
+function fill(vring: Vring, count: u32, every: bool): void {
   const size = vring.size;
+  const mask = size - 1;
   const headerLength = vring.headerLength;
+  const skip = worker().skip;
+  const table = vring.desc;
+  const ring = vring.avail + 4;
+  const used = vring.used + 4;
+  let regionBase = vring.cacheBase;
+  let regionSize = vring.cacheSize;
+  let regionArena = vring.cacheArena;
   let last = vring.lastAvail;
   let index = vring.usedIdx;
   let free = (availIdx(vring) - last) & 0xffff;
-  if (free > size) {
-    fail(vring, E_AVAIL_JUMP, free);
-    drop(vring, DROP_BROKEN, count);
-    return;
-  }
   let done: u32 = 0;
   let bytes: u64 = 0;
+  const firstPacket = changetype<usize>(packetAt(0));
+  const firstFrame = frameAt(0);
+  const list = listSlot(0);
   for (let i: u32 = 0; i < count; i++) {
+    if (free == 0) free = (availIdx(vring) - last) & 0xffff;
     if (free == 0) {
-      free = (availIdx(vring) - last) & 0xffff;
-      if (free == 0 || free > size) {
-        drop(vring, DROP_RING_FULL, count - i);
-        break;
-      }
+      drop(vring, DROP_RING_FULL, count - i);
+      break;
     }
-    const which = load<u32>(listSlot(i));
-    const packet = packetAt(which);
-    const length = packet.length;
-    const need = headerLength + length;
-    const head = availRing(vring, last);
-    if (head >= size) {
-      fail(vring, E_HEAD_RANGE, head);
+    const head = <u32>load<u16>(ring + (<usize>(last & mask) << 1));
+    if (free > size || head >= size) {
+      if (free > size) fail(vring, E_AVAIL_JUMP, free);
+      else fail(vring, E_HEAD_RANGE, head);
       drop(vring, DROP_BROKEN, count - i);
       break;
     }
-    const descriptor = vring.desc + ((<usize>head) << 4);
-    const address = load<u64>(descriptor);
+    const which = every ? i : load<u32>(list + ((<usize>i) << 2));
+    const packet = changetype<Packet>(firstPacket + <usize>which * PACKET_STRIDE);
+    const frame = firstFrame + <usize>which * SNAPSHOT_STRIDE;
+    const length = packet.length;
+    const need = headerLength + length;
+    const descriptor = table + ((<usize>head) << 4);
     const meta = load<u64>(descriptor, 8);
-    if ((<u32>(meta >> 32) & (WRITE | INDIRECT_TABLE)) == WRITE && <u32>meta >= need) {
-      const to = translate(vring, address);
-      if (to != 0 && contiguous >= need) {
-        write(to, packet, frameAt(which), headerLength);
-        putUsed(vring, index, head, need);
-        index++;
-        last++;
-        free--;
-        done++;
-        bytes += length;
-        continue;
+    const offset = load<u64>(descriptor) - regionBase;
+    if (
+      (meta & (WRITE_AND_TABLE << 32)) == <u64>WRITE << 32 && <u32>meta >= need &&
+      offset < regionSize && <u64>need <= regionSize - offset
+    ) {
+      let to = regionArena + <usize>offset;
+      if (headerLength == 12) {
+        store<u64>(to, load<u64>(frame - 12));
+        store<u32>(to, load<u32>(frame - 4), 8);
+      } else {
+        // A header of 10 bytes is one of 12 without num_buffers (5.1.6).
+        store<u64>(to, load<u64>(frame - 12));
+        store<u16>(to, load<u16>(frame - 4), 8);
       }
+      to += headerLength;
+      if (length <= SNAPSHOT) {
+        copyShort(to, frame, length);
+      } else {
+        copy64(to, frame);
+        copy64(to + 64, frame + 64);
+        if (packet.single) copy(to + SNAPSHOT, packet.at + skip + SNAPSHOT, length - SNAPSHOT);
+        else gather(to + SNAPSHOT, packet.pieces, skip + SNAPSHOT, length - SNAPSHOT);
+      }
+      store<u64>(used + (<usize>(index & mask) << 3), <u64>head | (<u64>need << 32));
+      index++;
+      last++;
+      free--;
+      done++;
+      bytes += length;
+      continue;
     }
-    const taken = scatter(vring, last, index, free, packet, frameAt(which));
+    const taken = scatter(vring, last, index, free, packet, frame);
     if (taken == BAD) {
       drop(vring, DROP_BROKEN, count - i);
       break;
     }
+    regionBase = vring.cacheBase;
+    regionSize = vring.cacheSize;
+    regionArena = vring.cacheArena;
     if (taken > 0) {
       index += taken;
       last += taken;
@@ -260,28 +297,7 @@ function fill(vring: Vring, count: u32): void {
   publish(vring, index);
 }
 
-/** Writes header and frame to one contiguous buffer. */
-@inline
-function write(to: usize, packet: Packet, frame: usize, headerLength: u32): void {
-  const length = packet.length;
-  // A header of 10 bytes is one of 12 without num_buffers (5.1.6).
-  const start = frame - 12;
-  if (headerLength == 10) {
-    memory.copy(to, start, 10);
-    to -= 2;
-  } else {
-    store<u64>(to, load<u64>(start));
-    store<u32>(to, load<u32>(start, 8), 8);
-  }
-  to += 12;
-  if (length <= SNAPSHOT) {
-    copy(to, frame, length);
-    return;
-  }
-  for (let i: u32 = 0; i < SNAPSHOT; i += 16) copy16(to + i, frame + i);
-  if (packet.rest != 0) copy(to + SNAPSHOT, packet.rest, length - SNAPSHOT);
-  else gather(to + SNAPSHOT, packet.pieces, packet.skip + SNAPSHOT, length - SNAPSHOT);
-}
+const WRITE_AND_TABLE: u64 = WRITE | INDIRECT_TABLE;
 
 /**
  * The general case: a frame over several descriptors, an indirect table, several regions or, with mergeable
@@ -327,9 +343,13 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
   spread(list, frame, headerLength, min(packet.length, SNAPSHOT));
   store<u16>(frame - 2, 1);
   if (packet.length > SNAPSHOT) {
-    let skip = packet.skip + SNAPSHOT;
+    let skip = worker().skip + SNAPSHOT;
     let at = headerLength + SNAPSHOT;
     let left = packet.length - SNAPSHOT;
+    if (packet.single) {
+      spread(list, packet.at + skip, at, left);
+      return chains;
+    }
     let source = packet.pieces;
     while (left > 0) {
       const piece = changetype<Piece>(source);
