@@ -5,11 +5,17 @@ import { libc } from './libc.ts';
 
 const F_GETFL = 3;
 const F_SETFL = 4;
+const F_DUPFD_CLOEXEC = 1030;
 const O_NONBLOCK = 0o4000;
 
 /** Closes a descriptor; throws a SystemError (EBADF) when it isn't open. */
 export function closeFd(fd: number): void {
   check(libc.close(fd), 'close', fd);
+}
+
+/** A second descriptor, close-on-exec, for the same open file. */
+export function duplicateFd(fd: number): number {
+  return check(libc.fcntl(fd, F_DUPFD_CLOEXEC, 0), 'fcntl', fd);
 }
 
 /** Sets O_NONBLOCK. The flag belongs to the open file: a peer that holds the same file can clear it again. */

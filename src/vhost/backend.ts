@@ -18,7 +18,7 @@
  * virtio-user doesn't send it again after a reconnect), SET_VRING_ENABLE may come before SET_FEATURES (QEMU), and
  * what is set again to the value that it has, on a running ring, is no error (QEMU with several queue pairs).
  */
-import { closeFd, fileInfo, isEventFd, type Poller, setNonBlocking } from '../sys/index.ts';
+import { closeFd, duplicateFd, fileInfo, isEventFd, type Poller, setNonBlocking } from '../sys/index.ts';
 import {
   featureNames,
   features,
@@ -78,8 +78,9 @@ interface Vring extends QueueState {
   running: boolean;
   enabled: boolean;
   address: { descUser: bigint; usedUser: bigint; availUser: bigint } | undefined;
-  /** Descriptors that came before the ring started, -1 for none; a running ring's belong to the device. */
+  /** Came before the ring started, -1 for none; a running ring's belongs to the device. */
   callFd: number;
+  /** Stays here, the device gets a copy: QEMU sends it once a connection, and rings start again and again. */
   errFd: number;
 }
 
@@ -357,11 +358,11 @@ export class BackendSession {
     if (this.#memory.length === 0) throw missing(index, 'SET_MEM_TABLE');
     if (size === 0) throw missing(index, 'SET_VRING_NUM');
     if (!address) throw missing(index, 'SET_VRING_ADDR');
-    const { base, callFd, errFd } = vring;
+    const { base, callFd } = vring;
+    const errFd = copyOf(vring.errFd);
     const enabled = vring.enabled || (this.#features & VHOST_USER_F_PROTOCOL_FEATURES) === 0n;
     const kickFd = message.fds.pop() ?? -1;
     vring.callFd = -1;
-    vring.errFd = -1;
     try {
       await this.#device.startVring(index, { size, base, ...address, kickFd, callFd, errFd, enabled });
     } catch (error) {
@@ -378,10 +379,10 @@ export class BackendSession {
     const vring = this.#vring(index);
     checkNotifier(index, message);
     const fd = message.fds.pop() ?? -1;
-    if (vring.running) return this.#update(index, { [which]: fd });
+    if (vring.running && which === 'callFd') return this.#update(index, { callFd: fd });
     if (vring[which] !== -1) closeFd(vring[which]);
     vring[which] = fd;
-    return undefined;
+    return vring.running ? this.#update(index, { errFd: copyOf(fd) }) : undefined;
   }
 
   async #setEnable(message: Message): Promise<undefined> {
@@ -426,6 +427,10 @@ function running(index: number, what: string): ProtocolError {
 
 function missing(index: number, request: string): ProtocolError {
   return new ProtocolError(`queue ${index} can't start before ${request}`);
+}
+
+function copyOf(fd: number): number {
+  return fd === -1 ? -1 : duplicateFd(fd);
 }
 
 function closeNotifiers(vring: Vring): void {
