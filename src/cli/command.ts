@@ -1,0 +1,57 @@
+/** What the commands share: their options, the way to a switch, output, and errors with an exit code. */
+import { type Command, InvalidArgumentError } from 'commander';
+import type { ControlClient } from '../api/client.ts';
+
+/** Options that choose the switch and the form of the answer. */
+export interface ClientOptions {
+  name?: string;
+  control?: string;
+  json?: boolean;
+}
+
+/** An error of the command line itself: exit code 2. */
+export class UsageError extends Error {}
+
+/** An error whose lines say by themselves where they belong, e.g. a file's name first. */
+export class PlainError extends Error {}
+
+/** Adds the options of every command that speaks to a running switch. */
+export function speaksToSwitch(command: Command): Command {
+  return command
+    .option('--name <name>', 'the switch to speak to, when several run here')
+    .option('--control <path>', 'its control socket, when it has one of its own')
+    .option('--json', 'print JSON');
+}
+
+/** Adds examples, one a line, to a command's help. */
+export function withExamples(command: Command, ...examples: string[]): Command {
+  return command.addHelpText(
+    'after',
+    `\nExamples:\n${examples.map((example) => `  $ ${example}\n`).join('')}`,
+  );
+}
+
+/** The options of a command, its parents' included: `vireo fdb --json flush` is `vireo fdb flush --json`. */
+export function optionsOf<T extends ClientOptions>(command: Command): T {
+  return command.optsWithGlobals<T>();
+}
+
+/** A client of the switch that the options choose. */
+export async function connect(options: ClientOptions): Promise<ControlClient> {
+  const { findSwitch } = await import('../api/client.ts');
+  return findSwitch(options);
+}
+
+/** Prints an answer, as JSON where the options say so, else as the text. */
+export function print(options: ClientOptions, value: unknown, text: () => string): void {
+  process.stdout.write(options.json ? `${JSON.stringify(value, null, 2)}\n` : text());
+}
+
+/** An option's value that must be a whole number. */
+export function wholeNumber(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (/^\d+$/.test(text) && value >= min && value <= max) return value;
+    throw new InvalidArgumentError(`Expected a whole number from ${min} to ${max}.`);
+  };
+}

@@ -1,0 +1,55 @@
+#!/usr/bin/env node
+/**
+ * The command `vireo`. Each command is declared in a file of its own, which imports what it needs when it runs.
+ * Exit codes: 0 done, 1 failed, 2 the command line is wrong.
+ */
+import { readFileSync } from 'node:fs';
+import { Command, CommanderError } from 'commander';
+import { PlainError, UsageError, withExamples } from './command.ts';
+import { declareFdb } from './fdb.ts';
+import { declarePort } from './port.ts';
+import { declarePorts } from './ports.ts';
+import { declareQemu } from './qemu.ts';
+import { declareStatus } from './status.ts';
+import { declareUp } from './up.ts';
+
+function version(): string {
+  const file = new URL('../../../package.json', import.meta.url);
+  return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
+}
+
+const program = new Command('vireo')
+  .description('A switch for virtual machines: they plug in through vhost-user sockets.')
+  .version(version())
+  // An option behind a subcommand's name is the subcommand's.
+  .enablePositionalOptions()
+  .showHelpAfterError('(vireo --help tells more)')
+  .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'vireo: ')) })
+  .exitOverride();
+for (const declare of [declareUp, declareStatus, declarePorts, declarePort, declareFdb, declareQemu])
+  declare(program);
+withExamples(
+  program,
+  'vireo up --port vm1=vhost-user:/tmp/a.sock --port vm2=vhost-user:/tmp/b.sock,role=client',
+  'vireo ports',
+  'vireo qemu vm1',
+);
+
+// The reader of a pipe may have seen enough: no reason for `up` to end, nor for others to complain.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+});
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (error instanceof CommanderError) {
+    // Commander has printed it; help and version asked for are no errors.
+    process.exitCode = error.exitCode === 0 ? 0 : 2;
+  } else {
+    const prefix = error instanceof PlainError ? '' : 'vireo: ';
+    process.stderr.write(`${prefix}${error instanceof Error ? error.message : String(error)}\n`);
+    const wrong = error instanceof UsageError || (error as { code?: unknown }).code === 'BAD_SPEC';
+    process.exitCode = wrong ? 2 : 1;
+  }
+}

@@ -1,0 +1,186 @@
+/** `vireo port add`, `del` and `show`: one port. */
+import { resolve } from 'node:path';
+import type { Command } from 'commander';
+import type { PortDetail, PortSpec } from '../switch/types.ts';
+import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
+import { bytes, count, pairs, table } from './table.ts';
+
+export const PORT_FORM = `
+A port is NAME=TYPE:TARGET[,key=value…]:
+  NAME                 1 to 63 letters, digits, "_", "." or "-"
+  TYPE:TARGET          vhost-user:PATH of the unix socket; a comma in PATH is written twice
+  role=server|client   server (default): listens on PATH; client: dials it, again when it is gone
+  max-addresses=N      most MAC addresses learned on this port`;
+
+/** A port in its one-line form, its path made absolute: what runs the switch may be in another directory. */
+export async function readPort(text: string): Promise<PortSpec> {
+  const { checkPortSpec, parsePortSpec } = await import('../switch/spec.ts');
+  try {
+    const spec = parsePortSpec(text);
+    return checkPortSpec({ ...spec, target: resolve(spec.target) });
+  } catch (error) {
+    throw new UsageError(`port '${text.slice(0, 200)}': ${(error as Error).message}`);
+  }
+}
+
+export function declarePort(program: Command): void {
+  const port = program.command('port').description('add, remove or show one port');
+  withExamples(
+    port,
+    'vireo port add vm3=vhost-user:/tmp/c.sock',
+    'vireo port show vm3',
+    'vireo port del vm3',
+  );
+
+  const add = speaksToSwitch(
+    port
+      .command('add')
+      .description('add a port to a running switch')
+      .argument('<spec>', 'the port, see below'),
+  );
+  add.addHelpText('after', PORT_FORM);
+  withExamples(
+    add,
+    'vireo port add vm3=vhost-user:/tmp/c.sock',
+    'vireo port add vm4=vhost-user:/tmp/d.sock,role=client,max-addresses=16',
+  );
+  add.action(async (text: string) => {
+    const options = optionsOf(add);
+    const spec = await readPort(text);
+    const added = await (await connect(options)).addPort(spec);
+    print(
+      options,
+      added,
+      () => `port ${added.name} ${added.role === 'server' ? 'listens on' : 'dials'} ${added.target}\n`,
+    );
+  });
+
+  const del = speaksToSwitch(
+    port
+      .command('del')
+      .description('remove a port; its guest is disconnected')
+      .argument('<name>', "the port's name"),
+  );
+  withExamples(del, 'vireo port del vm3');
+  del.action(async (name: string) => {
+    const options = optionsOf(del);
+    await (await connect(options)).removePort(name);
+    print(options, { removed: name }, () => `port ${name} removed\n`);
+  });
+
+  const show = speaksToSwitch(
+    port
+      .command('show')
+      .description('show a port: rings, features and what is missing, memory, counters, last error')
+      .argument('<name>', "the port's name"),
+  );
+  withExamples(show, 'vireo port show vm1', 'vireo port show vm1 --json');
+  show.action(async (name: string) => {
+    const options = optionsOf(show);
+    const detail = await (await connect(options)).port(name);
+    print(options, detail, () => portText(detail));
+  });
+}
+
+/** A port in sections; those with nothing to say are left out. */
+export function portText(port: PortDetail): string {
+  const sections = [
+    pairs([
+      ['port', port.name],
+      ['type', port.type],
+      ['target', port.target],
+      ['role', port.role === 'server' ? 'server: listens for a front-end' : 'client: dials the front-end'],
+      ['state', port.state],
+      ['rings', port.rings || 'not negotiated'],
+      ['connections', count(port.connections)],
+      ['addresses', `${count(port.addresses.learned)} learned, at most ${count(port.addresses.limit)}`],
+      ['last error', port.lastError ?? 'none'],
+    ]),
+    section(
+      'Counters, seen from the switch',
+      [
+        { title: '' },
+        { title: 'PACKETS', right: true },
+        { title: 'BYTES', right: true },
+        { title: 'DROPS', right: true },
+      ],
+      [
+        ['rx', count(port.rxPackets), bytes(port.rxBytes), count(port.rxDrops)],
+        ['tx', count(port.txPackets), bytes(port.txBytes), count(port.txDrops)],
+      ],
+    ),
+    section(
+      'Drops',
+      [{ title: 'REASON' }, { title: 'PACKETS', right: true }],
+      Object.entries(port.drops).map(([reason, packets]) => [reason, count(packets)]),
+    ),
+    section(
+      'Queues',
+      [
+        { title: 'QUEUE', right: true },
+        { title: 'WAY' },
+        { title: 'RING' },
+        { title: 'SIZE', right: true },
+        { title: 'STATE' },
+        { title: 'ENABLED' },
+        { title: 'WORKER', right: true },
+        { title: 'PACKETS', right: true },
+        { title: 'BYTES', right: true },
+        { title: 'INTERRUPTS', right: true },
+        { title: 'ERROR' },
+      ],
+      port.queues.map((queue) => [
+        String(queue.index),
+        queue.direction,
+        queue.kind,
+        String(queue.size),
+        queue.state,
+        queue.enabled ? 'yes' : 'no',
+        queue.worker === null ? '-' : String(queue.worker),
+        count(queue.packets),
+        bytes(queue.bytes),
+        count(queue.notifications),
+        queue.error ?? '',
+      ]),
+    ),
+    section(
+      'Memory of the guest',
+      [
+        { title: 'ADDRESS', right: true },
+        { title: 'SIZE', right: true },
+        { title: 'PAGES', right: true },
+        { title: 'SEALED' },
+      ],
+      port.memory.map((region) => [
+        region.guestAddress,
+        bytes(region.size),
+        bytes(region.pageSize),
+        region.sealed ? 'yes' : 'no: its owner could truncate it',
+      ]),
+    ),
+    featureSection('Features', port.features),
+    featureSection('Protocol features', { ...port.protocolFeatures, missing: [] }),
+  ];
+  return sections.filter((text) => text !== '').join('\n');
+}
+
+function section(title: string, columns: Parameters<typeof table>[0], rows: string[][]): string {
+  return rows.length === 0 ? '' : `${title}\n${table(columns, rows, '  ')}`;
+}
+
+/** Each feature with what became of it: acknowledged, only offered, or missing and why. */
+function featureSection(title: string, features: PortDetail['features']): string {
+  const acknowledged = new Set(features.acknowledged);
+  const reasons = new Map(features.missing.map(({ name, reason }) => [name, reason]));
+  const names = new Set([...features.offered, ...features.acknowledged, ...reasons.keys()]);
+  return section(
+    title,
+    [{ title: 'NAME' }, { title: 'OFFERED' }, { title: 'ACKNOWLEDGED' }, { title: 'MISSING BECAUSE' }],
+    [...names].map((name) => [
+      name,
+      features.offered.includes(name) ? 'yes' : 'no',
+      acknowledged.has(name) ? 'yes' : 'no',
+      reasons.get(name) ?? '',
+    ]),
+  );
+}
