@@ -1,18 +1,21 @@
 /** `npm run bench -- NAME`: runs a benchmark, prints its table (or JSON) and writes its part of docs/performance.md. */
 import { parseArgs } from 'node:util';
 import { documentIdle, idle, renderIdle } from './idle.ts';
+import { BURSTS } from './load.ts';
+import { documentPorts, ports, renderPorts } from './ports.ts';
 import { documentStartup, renderStartup, startup } from './startup.ts';
 import * as guests from './v2v.ts';
 
 const USAGE = `usage: npm run bench -- NAME [options]
 
   v2v      packets a second between two guests, beside DPDK's vhost and Open vSwitch with DPDK
-  startup  milliseconds from the start of the process to its ready line
+  ports    cost a packet on a switch of 256 ports beside one of two
+  startup  from the start of the process to its ready line, from a guest's connect to its first packet
   idle     CPU and memory with two connected guests that are quiet
 
-  --turns N        repetitions (v2v 5, startup 10)
-  --seconds N      measured seconds (v2v 6, idle 10)
-  --bursts N       v2v: bursts of 32 packets that circulate in each direction (4)
+  --turns N        repetitions (v2v and ports 5, startup 10)
+  --seconds N      measured seconds (v2v 6, ports 3, idle 10)
+  --bursts N       v2v: bursts of 32 packets that circulate in each direction (${BURSTS})
   --only A,B       v2v: of ${guests.subjectNames.join(', ')}
   --no-write       leave docs/performance.md as it is
   --json           print one JSON object instead of a table`;
@@ -51,11 +54,14 @@ async function main(): Promise<void> {
       const options = {
         turns: number('turns', 5),
         seconds: number('seconds', 6),
-        bursts: number('bursts', 4),
+        bursts: number('bursts', BURSTS),
       };
       report(await guests.v2v({ ...options, subjects }, say), guests.render, guests.document);
       break;
     }
+    case 'ports':
+      report(await ports(number('turns', 5), number('seconds', 3), say), renderPorts, documentPorts);
+      break;
     case 'startup':
       report(await startup(number('turns', 10)), renderStartup, documentStartup);
       break;

@@ -1,46 +1,33 @@
 /**
  * Virtual machine to virtual machine: the same DPDK front-ends, in turn, against Vireo, DPDK's own vhost and Open
- * vSwitch with DPDK.
- *
- * One testpmd is both guests: what it receives on one port it sends on the other with the address of the guest behind
- * the first, so a number of packets circulates through the switch in each direction and the slower of the two ends
- * sets the rate. The switch has CPU 0 to itself, the guests have CPU 1. What is compared is the ratio within a turn:
- * absolute figures of a shared machine move by a third from one minute to the next.
+ * vSwitch with DPDK. What is compared is the ratio within a turn: absolute figures of a shared machine move by a
+ * third from one minute to the next.
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { featureNames } from '../src/virtio/features.ts';
 import { ovsVswitchd, skipWithout } from '../test/peers/available.ts';
-import { Testpmd, vhost, virtioUser } from '../test/peers/dpdk.ts';
+import { Testpmd, vhost } from '../test/peers/dpdk.ts';
 import { Ovs } from '../test/peers/ovs.ts';
-import { cpuSeconds, scratch } from '../test/peers/process.ts';
+import { scratch } from '../test/peers/process.ts';
+import { GUEST_CPU, type Load, load, percent, RING, type Subject, SWITCH_CPU, UNDISTURBED } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, version, writeSection } from './report.ts';
 import { program, Vireo } from './vireo.ts';
 
 const SIZES = [64, 256, 1500];
-const RING = 1024;
-const SWITCH_CPU = 0;
-const GUEST_CPU = 1;
-const MACS = ['52:54:00:00:00:01', '52:54:00:00:00:02'] as const;
-/** A burst is lost when its port's peer isn't up yet: starts of the front-ends until both directions run. */
-const ATTEMPTS = 5;
-/** Share of its CPU that the switch and the guests must have had: below that, something else ran there. */
-const UNDISTURBED = 0.97;
 
 /** A switch with two vhost-user ports on the sockets `a` and `b` in its directory. */
-interface Subject {
+interface Running extends Subject {
   directory: string;
-  pid: number;
-  cyclesPerPacket?: (seconds: number) => Promise<number | undefined>;
   close: () => Promise<void>;
 }
 
 const subjects = {
-  vireo: async (): Promise<Subject> => {
+  vireo: async (): Promise<Running> => {
     const vireo = await Vireo.start({ ports: ['a', 'b'], poll: 'busy', cpu: SWITCH_CPU });
-    return { directory: vireo.directory, pid: vireo.child.pid, close: () => vireo.close() };
+    return { name: 'vireo', directory: vireo.directory, pid: vireo.child.pid, close: () => vireo.close() };
   },
-  testpmd: async (): Promise<Subject> => {
+  testpmd: async (): Promise<Running> => {
     const { path, remove } = scratch('vhost');
     const pmd = await Testpmd.start({
       cpu: SWITCH_CPU,
@@ -48,6 +35,7 @@ const subjects = {
       args: ['--forward-mode=io', '--auto-start'],
     });
     return {
+      name: 'testpmd',
       directory: path,
       pid: pmd.child.pid,
       cyclesPerPacket: (seconds) => pmd.cyclesPerPacket(seconds),
@@ -57,9 +45,10 @@ const subjects = {
       },
     };
   },
-  ovs: async (): Promise<Subject> => {
+  ovs: async (): Promise<Running> => {
     const ovs = await Ovs.start({ ports: ['a', 'b'], cpu: SWITCH_CPU });
     return {
+      name: 'ovs',
       directory: ovs.directory,
       pid: ovs.pid,
       cyclesPerPacket: async (seconds) => (await ovs.performance(seconds)).cyclesPerPacket,
@@ -86,18 +75,12 @@ export interface Options {
   subjects: SubjectName[];
 }
 
-interface Run {
+interface Run extends Omit<Load, 'features'> {
   subject: SubjectName;
   turn: number;
   /** Bytes of a frame. */
   size: number;
-  /** Packets a second, both directions summed. */
-  rate: number;
-  cyclesPerPacket?: number;
-  /** Share of its CPU that the switch or the guests had, whichever had less: 1 on an otherwise quiet machine. */
-  cpuShare: number;
   features: string[];
-  dpdk: string;
 }
 
 export interface Result {
@@ -135,54 +118,21 @@ export async function v2v(options: Options, say: (line: string) => void): Promis
   return summarize(options, runs);
 }
 
-async function measure(subject: SubjectName, size: number, options: Options, say: (line: string) => void) {
+async function measure(
+  subject: SubjectName,
+  size: number,
+  { seconds, bursts }: Options,
+  say: (line: string) => void,
+): Promise<Omit<Run, 'subject' | 'turn' | 'size'>> {
   const running = await subjects[subject]();
   try {
-    for (let attempt = 1; ; attempt++) {
-      const found = await circulate(running, size, options);
-      const last = attempt === ATTEMPTS;
-      if (found === undefined) {
-        if (last) throw new Error(`${subject}: a direction carried nothing, ${ATTEMPTS} times (${size} B)`);
-        say(`${size} B ${subject}: a direction carries nothing, again`);
-      } else if (found.cpuShare < UNDISTURBED && !last) {
-        say(`${size} B ${subject}: others took ${(100 * (1 - found.cpuShare)).toFixed(0)} % of a CPU, again`);
-      } else {
-        return found;
-      }
-    }
+    const sockets = [join(running.directory, 'a'), join(running.directory, 'b')] as const;
+    const { features, ...found } = await load(running, sockets, { size, seconds, bursts }, say);
+    const names = featureNames(features).map((name) => name.replace(/^VIRTIO_(NET_)?F_/, ''));
+    return { ...found, features: names };
   } finally {
     await running.close();
   }
-}
-
-/** Undefined when one direction stands still. */
-async function circulate(subject: Subject, size: number, { seconds, bursts }: Options) {
-  await using guests = await Testpmd.start({
-    cpu: GUEST_CPU,
-    vdevs: ['a', 'b'].map((name, index) =>
-      virtioUser(index, { path: join(subject.directory, name), mac: MACS[index], queueSize: RING }),
-    ),
-    args: ['--forward-mode=mac', `--eth-peer=0,${MACS[1]}`, `--eth-peer=1,${MACS[0]}`, `--txpkts=${size}`],
-  });
-  await guests.waitForLinks();
-  await guests.command(`start tx_first ${bursts}`);
-  const warm = await guests.rates(0.5);
-  if (warm.some((rate) => rate === 0)) return undefined;
-  const pids = [subject.pid, guests.child.pid];
-  const before = pids.map(cpuSeconds);
-  const start = performance.now();
-  const rates = await guests.rates(seconds);
-  const wall = (performance.now() - start) / 1000;
-  const cpuShare = Math.min(1, ...pids.map((pid, index) => (cpuSeconds(pid) - (before[index] ?? 0)) / wall));
-  if (rates.some((rate) => rate === 0)) return undefined;
-  const cyclesPerPacket = await subject.cyclesPerPacket?.(0.5);
-  return {
-    rate: rates.reduce((sum, rate) => sum + rate, 0),
-    cpuShare,
-    features: featureNames(guests.features()[0] ?? 0n).map((name) => name.replace(/^VIRTIO_(NET_)?F_/, '')),
-    dpdk: guests.version,
-    ...(cyclesPerPacket === undefined ? {} : { cyclesPerPacket }),
-  };
 }
 
 function summarize(options: Options, runs: Run[]): Result {
@@ -242,7 +192,7 @@ export function render(result: Result): string {
   const disturbed = result.runs.filter((run) => run.cpuShare < UNDISTURBED).length;
   if (disturbed > 0) {
     parts.push(
-      `Others took more than ${Math.round(100 * (1 - UNDISTURBED))} % of a CPU in ${disturbed} of ${result.runs.length} runs.`,
+      `Others took more than ${percent(1 - UNDISTURBED)} of a CPU in ${disturbed} of ${result.runs.length} runs.`,
     );
   }
   if (cycles.length > 0) {
