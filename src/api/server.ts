@@ -6,7 +6,7 @@
  *     POST   /v1/ports         body PortSpec or { "spec": "NAME=TYPE:TARGET…" }; 201, PortDetail
  *     GET    /v1/ports/NAME    PortDetail
  *     DELETE /v1/ports/NAME    204
- *     GET    /v1/fdb           FdbEntry[]
+ *     GET    /v1/fdb[?port=NAME]       FdbEntry[]
  *     DELETE /v1/fdb[?port=NAME]    { "flushed": number of entries }
  *
  * What fails is answered with `{ "error": { "code", "message", "field"? } }`. The socket's mode lets in its
@@ -136,7 +136,6 @@ const ROUTES: Route[] = [
       },
       DELETE: async ({ control, query }) => {
         const port = query.get('port') ?? undefined;
-        if (port !== undefined) control.port(port);
         return ok({ flushed: await control.flushFdb(port) });
       },
     },
@@ -191,7 +190,7 @@ async function readJson(request: IncomingMessage): Promise<unknown> {
 }
 
 function serve(control: SwitchControl, request: IncomingMessage): Reply | Promise<Reply> {
-  const [path = '', query = ''] = (request.url ?? '').split('?', 2);
+  const [, path = '', query = ''] = /^([^?]*)\??(.*)$/s.exec(request.url ?? '') ?? [];
   for (const route of ROUTES) {
     const match = route.path.exec(path);
     if (match === null) continue;

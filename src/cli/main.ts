@@ -35,10 +35,13 @@ withExamples(
   'vireo qemu vm1',
 );
 
-// The reader of a pipe may have seen enough: no reason for `up` to end, nor for others to complain.
+// A switch outlives the reader of its lines and a full disk. A pipe whose reader has seen enough is no failure.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error;
+  if (error.code === 'EPIPE' || error.code === 'ERR_STREAM_DESTROYED') return;
+  process.stderr.write(`vireo: the output can't be written: ${error.message}\n`);
+  process.exitCode = 1;
 });
+process.stderr.on('error', () => {});
 
 try {
   await program.parseAsync();

@@ -77,6 +77,7 @@ class Table implements SwitchControl {
   }
 
   async flushFdb(port?: string): Promise<number> {
+    if (port !== undefined) this.port(port);
     const kept = this.addresses.filter((entry) => port !== undefined && entry.port !== port);
     const flushed = this.addresses.length - kept.length;
     this.addresses = kept;
@@ -227,6 +228,8 @@ test('answers carry the status that HTTP has for them', () =>
       [404, 'NO_SUCH_PORT', 'GET', '/v1/ports/vm9'],
       [404, 'NO_SUCH_PORT', 'DELETE', '/v1/ports/__proto__'],
       [400, 'BAD_REQUEST', 'GET', '/v1/ports/%zz'],
+      [404, 'NO_SUCH_PORT', 'DELETE', '/v1/fdb?port=vm1?x'],
+      [404, 'NO_SUCH_PORT', 'DELETE', '/v1/fdb?port='],
       [400, 'BAD_REQUEST', 'DELETE', '/v1/fdb?prot=vm1'],
       [400, 'BAD_REQUEST', 'DELETE', '/v1/fdb?port=vm1&port=vm2'],
       [400, 'BAD_REQUEST', 'GET', '/v1/status?verbose'],

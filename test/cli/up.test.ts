@@ -3,6 +3,7 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readdirSync, statSync, wri
 import { connect } from 'node:net';
 import { join, relative } from 'node:path';
 import { after, test } from 'node:test';
+import { findSwitch } from '../../src/api/client.ts';
 import { Child, scratch, sleep } from '../peers/process.ts';
 import { MAIN, PATIENCE, Up, vireo } from './support.ts';
 
@@ -182,6 +183,28 @@ test('events are lines in words, and outlive the reader of the output', async ()
   await send(target, wrongVersion);
   while ((await up.client.port('vm1')).connections < 2) await sleep(20);
   assert.equal(await up.end(), 0);
+  assert.deepEqual(readdirSync(dir), []);
+});
+
+test('a command whose output cannot be written says so, a switch goes on without it', async () => {
+  const dir = place();
+  const control = join(dir, 'control.sock');
+  const up = new Child('/bin/sh', [
+    '-c',
+    'exec "$@" >/dev/full',
+    'sh',
+    process.execPath,
+    MAIN,
+    'up',
+    '--control',
+    control,
+  ]);
+  while (!existsSync(control) && up.running) await sleep(10);
+  const client = await findSwitch({ control });
+  assert.equal((await client.status()).name, 'vireo');
+  up.process.kill('SIGTERM');
+  assert.equal(await up.exited, 1);
+  assert.match(up.output, /^vireo: the output can't be written: ENOSPC/);
   assert.deepEqual(readdirSync(dir), []);
 });
 
