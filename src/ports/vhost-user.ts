@@ -5,7 +5,7 @@
  * is gone. As a client it dials the front-end's socket, and dials again whenever the connection ends: the guest
  * then survives a restart of the switch, and the switch that of the guest.
  */
-import { unlinkSync } from 'node:fs';
+import { lstatSync, rmSync } from 'node:fs';
 import type { PortStruct } from '../arena/index.ts';
 import type { PortDetail, PortSpec, PortState, PortStatus, QueueStatus, Role } from '../switch/types.ts';
 import { acceptUnix, closeFd, connectUnix, EPOLLIN, listenUnix } from '../sys/index.ts';
@@ -57,6 +57,8 @@ export class VhostUserPort implements Port {
   readonly #struct: PortStruct;
   readonly #device: NetDevice;
   #listenFd = -1;
+  /** Tells our socket from one that somebody put in its place. */
+  #socketId: string | undefined;
   #session: BackendSession | null = null;
   #redial: NodeJS.Timeout | null = null;
   #redialDelay = FIRST_REDIAL;
@@ -64,6 +66,8 @@ export class VhostUserPort implements Port {
   #up = false;
   #connections = 0;
   #lastError: string | null = null;
+  /** Why nobody answered the last dial; each reason is reported once. */
+  #dialError: string | null = null;
 
   /** Listens, or dials for the first time. Throws a SystemError when it can't listen. */
   constructor(spec: PortSpec, context: PortContext) {
@@ -86,6 +90,7 @@ export class VhostUserPort implements Port {
     if (this.#role === 'server') {
       try {
         this.#listenFd = listenUnix(spec.target);
+        this.#socketId = fileId(spec.target);
         this.#accepting(true);
       } catch (error) {
         void this.close();
@@ -122,10 +127,13 @@ export class VhostUserPort implements Port {
     try {
       this.#serve(connectUnix(this.spec.target));
       this.#redialDelay = FIRST_REDIAL;
+      // Nobody there yet is what a client waits for: over as soon as somebody is.
+      if (this.#lastError === this.#dialError) this.#lastError = null;
+      this.#dialError = null;
     } catch (error) {
-      // Nobody there yet is what a client waits for; only the first of equal reasons is worth an event.
       const reason = (error as Error).message;
-      if (reason !== this.#lastError) this.#fail(reason);
+      if (reason !== this.#dialError) this.#fail(reason);
+      this.#dialError = reason;
       this.#dialLater();
     }
   }
@@ -289,7 +297,7 @@ export class VhostUserPort implements Port {
     if (this.#listenFd >= 0) {
       if (!this.#session) this.#accepting(false);
       closeFd(this.#listenFd);
-      unlinkSync(this.spec.target);
+      if (this.#socketId === fileId(this.spec.target)) rmSync(this.spec.target, { force: true });
     }
     const session = this.#session;
     if (session) {
@@ -298,6 +306,11 @@ export class VhostUserPort implements Port {
     }
     await this.#device.close();
   }
+}
+
+function fileId(path: string): string | undefined {
+  const file = lstatSync(path, { throwIfNoEntry: false });
+  return file && `${file.dev}:${file.ino}`;
 }
 
 function sum(counts: Record<string, number>): number {

@@ -116,6 +116,14 @@ export class Switch extends EventEmitter<SwitchEvents> {
         'name',
       );
     }
+    const rival = [...this.#ports.values()].find(({ port }) => port.spec.target === spec.target)?.port;
+    if (rival) {
+      throw new SwitchError(
+        'BAD_SPEC',
+        `port ${rival.spec.name} has the socket ${spec.target} already`,
+        'target',
+      );
+    }
     const slot = this.#freeSlot();
     const struct = this.#structures.port(slot);
     struct.set('addresses', 0);

@@ -124,14 +124,14 @@ export function cpuSeconds(pid: number): number {
 }
 
 /** A new directory with a short path (a unix socket's has at most 107 bytes) and its removal. */
-export function scratch(name: string): { path: string; remove: () => void } {
+export function scratch(name: string): { path: string; remove: () => void; [Symbol.dispose](): void } {
   const path = mkdtempSync(join(tmpdir(), `vireo-${name}-`));
   const remove = () => {
     process.off('exit', remove);
     rmSync(path, { recursive: true, force: true });
   };
   process.on('exit', remove);
-  return { path, remove };
+  return { path, remove, [Symbol.dispose]: remove };
 }
 
 export const sleep = (milliseconds: number): Promise<void> =>

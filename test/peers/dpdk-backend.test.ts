@@ -1,0 +1,66 @@
+/** DPDK's vhost PMD as the back-end of our own front-end: two virtio-user devices of ours on DPDK as the switch. */
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { describe, test } from 'node:test';
+import { DRIVER_FEATURES, VirtioUser, type VirtioUserOptions } from '../../src/vhost/virtio-user.ts';
+import { features } from '../../src/virtio/features.ts';
+import { skipWithout } from './available.ts';
+import { Testpmd, vhost } from './dpdk.ts';
+import { frame, mac } from './frames.ts';
+import { scratch, until } from './process.ts';
+
+const SIZES = [60, 64, 128, 129, 512, 1500, 1518, 4000, 8000];
+
+const WAYS: { name: string; options: Omit<VirtioUserOptions, 'path'> }[] = [
+  { name: 'every feature', options: {} },
+  { name: 'no IN_ORDER', options: { features: DRIVER_FEATURES & ~features.VIRTIO_F_IN_ORDER } },
+  {
+    name: 'no INDIRECT, no EVENT_IDX',
+    options: { features: DRIVER_FEATURES & ~(features.VIRTIO_F_INDIRECT_DESC | features.VIRTIO_F_EVENT_IDX) },
+  },
+  {
+    name: 'no MRG_RXBUF',
+    options: { features: DRIVER_FEATURES & ~features.VIRTIO_NET_F_MRG_RXBUF, bufferLength: 16384 },
+  },
+  { name: 'header alone, short descriptors', options: { headerAlone: true, segmentLength: 700 } },
+];
+
+describe("DPDK's vhost PMD as back-end", { skip: skipWithout('dpdk') }, () => {
+  for (const role of ['client', 'server'] as const) {
+    for (const { name, options } of WAYS) {
+      test(`${name}, our front-end as ${role}: both directions, byte for byte`, async () => {
+        using directory = scratch('pmd');
+        const at = (which: string) => join(directory.path, which);
+        const open = (which: string) =>
+          VirtioUser.open({ ...options, path: at(which), role, timeout: 20_000 });
+        const opening = role === 'server' ? [open('a'), open('b')] : [];
+        await using pmd = await Testpmd.start({
+          vdevs: ['a', 'b'].map((which, i) => vhost(i, { iface: at(which), client: role === 'server' })),
+          args: ['--forward-mode=io'],
+        });
+        const [a, b] = await Promise.all(opening.length > 0 ? opening : [open('a'), open('b')]);
+        await using first = a!;
+        await using second = b!;
+        await pmd.waitForLinks();
+        await pmd.command('start');
+        await exchange(first, second, 1);
+        await exchange(second, first, 2);
+      });
+    }
+  }
+});
+
+/** Sends each size and compares what comes out at the other end. */
+async function exchange(from: VirtioUser, to: VirtioUser, seed: number): Promise<void> {
+  for (const size of SIZES) {
+    const sent = frame(mac(2), mac(1), size, seed);
+    await until('room in the ring', 5000, () => from.send(sent));
+    let received: Uint8Array | undefined;
+    await until(`frame of ${size} bytes`, 5000, () => {
+      received = to.receive();
+      return received !== undefined;
+    });
+    assert.equal(received!.length, size);
+    assert.ok(Buffer.from(sent).equals(received!), `the ${size} bytes are the same`);
+  }
+}
