@@ -1,6 +1,7 @@
 /** `npm run bench -- NAME`: runs a benchmark, prints its table (or JSON) and writes its part of docs/performance.md. */
 import { parseArgs } from 'node:util';
 import { documentIdle, idle, renderIdle } from './idle.ts';
+import { documentLatency, latency, renderLatency } from './latency.ts';
 import { BURSTS } from './load.ts';
 import { documentPorts, ports, renderPorts } from './ports.ts';
 import { documentStartup, renderStartup, startup } from './startup.ts';
@@ -11,6 +12,7 @@ const USAGE = `usage: npm run bench -- NAME [options]
   v2v      packets a second between two guests, beside DPDK's vhost and Open vSwitch with DPDK
   ports    cost a packet on a switch of 256 ports beside one of two
   startup  from the start of the process to its ready line, from a guest's connect to its first packet
+  latency  round trips between two guests that poll and two that sleep
   idle     CPU and memory with two connected guests that are quiet
 
   --turns N        repetitions (v2v and ports 5, startup 10)
@@ -64,6 +66,9 @@ async function main(): Promise<void> {
       break;
     case 'startup':
       report(await startup(number('turns', 10)), renderStartup, documentStartup);
+      break;
+    case 'latency':
+      report(await latency(say), renderLatency, documentLatency);
       break;
     case 'idle':
       report(await idle(number('seconds', 10)), renderIdle, documentIdle);

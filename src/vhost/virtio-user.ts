@@ -15,6 +15,7 @@ import {
   connectUnix,
   drain,
   EPOLLIN,
+  Epoll,
   eventfd,
   listenUnix,
   memfd,
@@ -115,6 +116,7 @@ export class VirtioUser {
   readonly #kicks: readonly number[];
   readonly #calls: readonly number[];
   readonly #frame: number;
+  readonly #epoll = new Epoll();
   #ended = false;
 
   private constructor(parts: {
@@ -143,6 +145,7 @@ export class VirtioUser {
     this.#calls = parts.calls;
     this.#frame = parts.frame;
     this.features = featureNames(parts.acknowledged);
+    this.#epoll.add(this.#calls[TO_US]!, EPOLLIN);
   }
 
   /** Connects, negotiates and starts one pair of queues. Rejects with an Error that names what failed. */
@@ -315,6 +318,16 @@ export class VirtioUser {
     return came;
   }
 
+  /** As wait(), but blocks this thread in the kernel: the soonest way to notice a frame without polling. */
+  sleep(timeout: number): boolean {
+    const { functions } = this.#arena.dataplane;
+    const at = this.#rings[TO_US]!.at;
+    drain(this.#calls[TO_US]!);
+    const came = functions.armDriver(at) !== 0 || this.#epoll.wait(timeout) > 0;
+    functions.disarmDriver(at);
+    return came;
+  }
+
   counters(): VirtioUserCounters {
     const [rx, tx] = this.#rings as [Ring, Ring];
     return {
@@ -349,6 +362,7 @@ export class VirtioUser {
       // The back-end is gone or lies: there is nothing to stop then.
     }
     await this.#session.close();
+    this.#epoll.close();
     for (const fd of [...this.#kicks, ...this.#calls, this.#memoryFd]) closeFd(fd);
     this.#arena.unmap(this.#memory);
     this.#arena.freeTable(this.#tables);
