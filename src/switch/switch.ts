@@ -166,7 +166,6 @@ export class Switch extends EventEmitter<SwitchEvents> {
     this.#busy.add(name);
     try {
       await entry.port.close();
-      this.#arena.dataplane.functions.flush(entry.slot, 0);
       this.#structures.port(entry.slot).set('used', 0);
     } finally {
       this.#busy.delete(name);

@@ -96,6 +96,7 @@ export class NetDevice implements VhostUserDevice {
   readonly #arena: Arena;
   readonly #workers: Workers;
   readonly #events: NetDeviceEvents;
+  readonly #slot: number;
   readonly #port: PortStruct;
   readonly #table: Range;
   #acknowledged = 0n;
@@ -115,6 +116,7 @@ export class NetDevice implements VhostUserDevice {
     this.#events = context.events;
     this.features = context.features;
     this.protocolFeatures = context.protocolFeatures;
+    this.#slot = context.slot;
     this.#port = context.structures.port(context.slot);
     this.memory = new MemoryTable(context.arena, context.structures, this.#port);
     const stride = context.structures.constant('VRING_STRIDE');
@@ -253,6 +255,7 @@ export class NetDevice implements VhostUserDevice {
       q.vring.set('callFd', -1);
       if (q.setup) closeDescriptors(q.setup);
       q.setup = null;
+      q.error = null;
     }
   }
 
@@ -306,9 +309,13 @@ export class NetDevice implements VhostUserDevice {
     }
   }
 
-  /** After reset(): gives the tables back. */
+  /** Resets, and gives the tables back. */
   async close(): Promise<void> {
     await this.reset();
+    // A worker may have looked up an address and be about to send here: nobody finds this port any more, and
+    // whoever has found it before passes by.
+    this.#arena.dataplane.functions.flush(this.#slot, 0);
+    await this.#workers.quiesce();
     this.memory.close();
     this.#arena.freeTable(this.#table);
   }

@@ -8,7 +8,7 @@
  */
 import { once } from 'node:events';
 import { unlinkSync } from 'node:fs';
-import { Arena, fields, type Range, Struct } from '../arena/index.ts';
+import { Arena, fields, Pool, type Range, Struct } from '../arena/index.ts';
 import {
   acceptUnix,
   closeFd,
@@ -18,9 +18,7 @@ import {
   Epoll,
   eventfd,
   listenUnix,
-  memfd,
   type PollerLease,
-  sealAgainstShrink,
   sharedPoller,
   signal,
 } from '../sys/index.ts';
@@ -109,8 +107,7 @@ export class VirtioUser {
   readonly #arena: Arena;
   readonly #poller: PollerLease;
   readonly #session: FrontendSession;
-  readonly #memory: Range;
-  readonly #memoryFd: number;
+  readonly #pool: Pool;
   readonly #tables: Range;
   readonly #rings: readonly Ring[];
   readonly #kicks: readonly number[];
@@ -124,8 +121,7 @@ export class VirtioUser {
     poller: PollerLease;
     session: FrontendSession;
     closed: Promise<string>;
-    memory: Range;
-    memoryFd: number;
+    pool: Pool;
     tables: Range;
     rings: readonly Ring[];
     kicks: readonly number[];
@@ -137,8 +133,7 @@ export class VirtioUser {
     this.#poller = parts.poller;
     this.#session = parts.session;
     this.closed = parts.closed;
-    this.#memory = parts.memory;
-    this.#memoryFd = parts.memoryFd;
+    this.#pool = parts.pool;
     this.#tables = parts.tables;
     this.#rings = parts.rings;
     this.#kicks = parts.kicks;
@@ -176,19 +171,16 @@ export class VirtioUser {
       const at = splitLayout(size);
       const ringLength = roundUp(at.length, 4096);
       const queueLength = ringLength + roundUp(size * bufferLength, 4096) + size * TABLE_ENTRIES * 16;
-      const length = roundUp(2 * queueLength, 2 * 1024 * 1024);
-      const memoryFd = memfd('virtio-user', length);
-      undo.push(() => closeFd(memoryFd));
-      sealAgainstShrink(memoryFd);
-      const memory = arena.map(memoryFd, 0n, length);
-      undo.push(() => arena.unmap(memory));
+      const pool = new Pool(arena, 'virtio-user', 2 * queueLength);
+      undo.push(() => pool.close());
+      const address = arena.base + BigInt(pool.range.start);
       await session.setMemoryTable([
         {
-          guestAddress: arena.base + BigInt(memory.start),
-          userAddress: arena.base + BigInt(memory.start),
-          size: BigInt(length),
+          guestAddress: address,
+          userAddress: address,
+          size: BigInt(pool.length),
           mmapOffset: 0n,
-          fd: memoryFd,
+          fd: pool.fd,
         },
       ]);
 
@@ -205,7 +197,7 @@ export class VirtioUser {
       undo.push(() => [...kicks, ...calls].forEach(closeFd));
       const rings = [TO_US, FROM_US].map((index) => {
         const ring: Ring = new Struct(arena, tables.start + index * stride, offsets);
-        const start = memory.start + index * queueLength;
+        const start = pool.range.start + index * queueLength;
         ring.set('size', size);
         ring.set(
           'flags',
@@ -227,7 +219,7 @@ export class VirtioUser {
         return ring;
       });
       const device = new VirtioUser({
-        arena, poller, session, closed, memory, memoryFd, tables, rings, kicks, calls,
+        arena, poller, session, closed, pool, tables, rings, kicks, calls,
         frame: tables.start + tables.length - frameRoom, acknowledged,
       }); // biome-ignore format: a record
       const { functions } = arena.dataplane;
@@ -363,8 +355,8 @@ export class VirtioUser {
     }
     await this.#session.close();
     this.#epoll.close();
-    for (const fd of [...this.#kicks, ...this.#calls, this.#memoryFd]) closeFd(fd);
-    this.#arena.unmap(this.#memory);
+    for (const fd of [...this.#kicks, ...this.#calls]) closeFd(fd);
+    this.#pool.close();
     this.#arena.freeTable(this.#tables);
     await this.#poller.release();
   }

@@ -2,7 +2,6 @@
  * The worker threads seen from the control plane: which ring is polled by whom, and when nobody can still be
  * looking at what was changed (quiescence, see src/dataplane/poll.ts).
  */
-import { once } from 'node:events';
 import { setImmediate as turn } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import type { Arena, Structures, WorkerStruct } from '../arena/index.ts';
@@ -72,21 +71,31 @@ export class Workers {
         busy,
       };
       const thread = new Worker(new URL('./loop.js', import.meta.url), { workerData: setup });
-      const exit = once(thread, 'exit');
-      thread.on('error', (error) => this.#options.onFailure(error));
-      thread.on('exit', () => {
-        if (!this.#closing) this.#options.onFailure(new Error(`worker ${index} ended unexpectedly`));
-      });
+      const exit = new Promise((resolve) => thread.on('exit', resolve));
       this.#threads.push({
         index, cpu, shared, epoll, wakeFd, thread, exit, tid: 0, lastCpu: 0, lastLook: 0,
       }); // biome-ignore format: a record
     }
+    // Node can't end a thread that sleeps in the kernel: whoever ends the process waits for it.
+    process.on('exit', this.#stop);
     await Promise.all(this.#threads.map((t) => this.#ready(t)));
   }
 
+  #stop = (): void => {
+    for (const t of this.#threads) {
+      t.shared.set('stop', 1);
+      signal(t.wakeFd);
+    }
+  };
+
   #ready(t: Thread): Promise<void> {
     return new Promise((resolve, reject) => {
-      t.thread.once('error', reject);
+      // What goes wrong before a worker polls is the start's failure, and later the switch's.
+      const failed = (error: Error) => (t.tid === 0 ? reject(error) : this.#options.onFailure(error));
+      t.thread.on('error', failed);
+      t.thread.on('exit', () => {
+        if (!this.#closing) failed(new Error(`worker ${t.index} ended unexpectedly`));
+      });
       t.thread.on('message', (message: WorkerMessage) => {
         if (message.kind === 'broken') return this.#options.onBroken();
         t.tid = message.tid;
@@ -174,10 +183,8 @@ export class Workers {
   /** Stops the threads; resolves when they are gone. */
   async close(): Promise<void> {
     this.#closing = true;
-    for (const t of this.#threads) {
-      t.shared.set('stop', 1);
-      signal(t.wakeFd);
-    }
+    process.off('exit', this.#stop);
+    this.#stop();
     for (const t of this.#threads) {
       await t.exit;
       t.epoll.close();
