@@ -16,7 +16,8 @@ const GROUP: u64 = 1;
 export function bridge(source: Vring, count: u32): void {
   const from = source.port;
   let lastSource: u64 = 0;
-  let lastDestination: u64 = 0;
+  // No address: the first frame is always looked up.
+  let lastDestination: u64 = u64.MAX_VALUE;
   let lastPort: u32 = NOWHERE;
   let only: u32 = NO_PORT;
   let uniform = true;
@@ -35,7 +36,7 @@ export function bridge(source: Vring, count: u32): void {
       lastSource = origin;
       if (origin != 0 && !(origin & GROUP)) learn(origin, from);
     }
-    if (destination != lastDestination || i == 0) {
+    if (destination != lastDestination) {
       lastDestination = destination;
       const port = destination & GROUP ? NO_PORT : lookup(destination);
       lastPort = port == NO_PORT ? FLOOD : port;
@@ -59,10 +60,12 @@ export function bridge(source: Vring, count: u32): void {
   const destinations = collect(from, count);
   for (let d: u32 = 0; d < destinations; d++) {
     const port = load<u32>(destinationSlot(d));
+    // Without a guest the port is here for what is for it alone.
+    const everybody = portAt(port).pairs > 0 ? FLOOD : port;
     let n: u32 = 0;
     for (let i: u32 = 0; i < count; i++) {
       const to = packetAt(i).destination;
-      if (to == port || to == FLOOD) store<u32>(listSlot(n++), i);
+      if (to == port || to == everybody) store<u32>(listSlot(n++), i);
     }
     transmit(vringAt(portAt(port), 0), n, false);
   }

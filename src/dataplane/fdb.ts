@@ -52,6 +52,8 @@ function locate(mac: u64): usize {
 
 /** The port behind an address, NO_PORT when it isn't known or too old. */
 export function lookup(mac: u64): u32 {
+  // Zeros are what a free entry holds, and nobody's address.
+  if (mac == 0) return NO_PORT;
   const at = locate(mac);
   if (at == 0) return NO_PORT;
   const entry = changetype<Entry>(at);
