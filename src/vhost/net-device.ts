@@ -173,8 +173,11 @@ export class NetDevice implements VhostUserDevice {
     vring.set('flags', flags);
     // Without VERSION_1 the header has no num_buffers unless buffers can be merged (5.1.6, legacy).
     vring.set('headerLength', modern ? 12 : 10);
-    vring.set('lastAvail', setup.base);
-    vring.set('usedIdx', this.#readUsedIdx(vring));
+    // A back-end that died could not say where it was: the used ring can, and what it had in work comes again.
+    // (DPDK's virtio-user starts the rings of a back-end that came back with base 0.)
+    const used = this.#readUsedIdx(vring);
+    vring.set('lastAvail', used);
+    vring.set('usedIdx', used);
     vring.set('signalledValid', 0);
     vring.set('error', 0);
     vring.set('callFd', setup.callFd);

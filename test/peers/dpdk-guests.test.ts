@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
-import { createSwitch, type Role } from '../../src/index.ts';
+import { createSwitch, type PortStatus, type Role, type Switch } from '../../src/index.ts';
 import { skipWithout } from './available.ts';
 import { Testpmd, type VirtioUser, virtioUser } from './dpdk.ts';
 import { frame, mac } from './frames.ts';
@@ -41,6 +41,40 @@ const PATHS: { name: string; options: Omit<VirtioUser, 'path'>; chains: boolean;
   },
   { name: 'queue_size=256', options: { queueSize: 256, inOrder: false }, chains: true, rings: /^split 256 / },
 ];
+
+test('DPDK guests keep their rings while the switch goes and comes back', {
+  skip: skipWithout('dpdk'),
+}, async () => {
+  using directory = scratch('dpdk');
+  const at = (name: string) => join(directory.path, name);
+  const start = () =>
+    createSwitch({
+      ports: ['a', 'b'].map((name) => ({ name, type: 'vhost-user', target: at(name), role: 'client' })),
+    });
+  const both = (vswitch: Switch, what: string, test: (port: PortStatus) => boolean) =>
+    until(what, 20_000, () => vswitch.ports().every(test));
+  // A guest that listens waits for its first switch.
+  let vswitch = await start();
+  await using guests = await Testpmd.start({
+    vdevs: ['a', 'b'].map((name, i) =>
+      virtioUser(i, { path: at(name), server: true, mac: `02:00:00:00:00:0${i + 1}` }),
+    ),
+    args: ['--forward-mode=mac', '--eth-peer=0,02:00:00:00:00:02', '--eth-peer=1,02:00:00:00:00:01'],
+  });
+  for (let turn = 0; turn < 3; turn++) {
+    if (turn > 0) vswitch = await start();
+    await both(vswitch, 'guests', (port) => port.state === 'up');
+    await guests.waitForLinks();
+    await guests.command('start tx_first 4');
+    await both(vswitch, 'traffic both ways', (port) => port.rxPackets > 10_000 && port.txPackets > 10_000);
+    await guests.command('stop');
+    assert.deepEqual(
+      vswitch.ports().map((port) => port.lastError),
+      [null, null],
+    );
+    await vswitch.close();
+  }
+});
 
 describe('DPDK virtio-user as both guests', { skip: skipWithout('dpdk') }, () => {
   for (const role of ['server', 'client'] as const) {
