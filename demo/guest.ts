@@ -24,8 +24,9 @@ const RING = 1024;
 const WINDOW = 512;
 /** Frames that are sent or received in one go. */
 const BURST = 64;
-/** Milliseconds of work before the event loop gets its turn, and of looking in vain before a sleep. */
-const WORK = 2;
+/** Milliseconds between two turns of the event loop, at work and asleep. */
+const TURN = 2;
+/** Milliseconds of looking in vain before a sleep: there may be fewer processors than programs. */
 const SPIN = 0.02;
 /** Milliseconds of silence after which the frames under way count as lost, and after the end as all arrived. */
 const SILENCE = 250;
@@ -46,22 +47,24 @@ function frameOf(length: number): Uint8Array {
 /** Exchanges frames until `stopped`, then takes what is still on its way. */
 async function exchange(device: VirtioUser, frame: Uint8Array, stopped: () => boolean): Promise<void> {
   let credit = WINDOW;
+  let last = performance.now();
   for (;;) {
     const begin = performance.now();
-    let last = begin;
     let now = begin;
-    while (now - begin < WORK && now - last < SPIN) {
+    while (now - begin < TURN) {
       const came = device.drainFrames(BURST);
       credit += came;
       if (credit > 0 && !stopped()) credit -= device.floodFrames(frame, Math.min(credit, BURST));
-      now = performance.now();
       if (came > 0) last = now;
+      else if (now - last > SPIN) device.sleep(TURN);
+      now = performance.now();
     }
-    if (now - last < SPIN) await turn();
-    else if (!(await device.wait(SILENCE))) {
+    if (now - last > SILENCE) {
       if (stopped()) return;
       credit = WINDOW;
+      last = now;
     }
+    await turn();
   }
 }
 
