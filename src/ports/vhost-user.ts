@@ -80,7 +80,12 @@ export class VhostUserPort implements Port {
       features: OFFERED,
       protocolFeatures: OFFERED_PROTOCOL,
       events: {
-        onRings: () => this.#ringsChanged('the front-end stopped its rings'),
+        onRings: () => {
+          const broken = this.#device.queues.find((q) => q.error !== null);
+          this.#ringsChanged(
+            broken ? `queue ${broken.index}: ${broken.error}` : 'the front-end stopped its rings',
+          );
+        },
         onQueueBroken: (queue, reason) => {
           this.#lastError = `queue ${queue}: ${reason}`;
           context.events.queueBroken(queue, reason);

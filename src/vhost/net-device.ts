@@ -72,7 +72,7 @@ export const DROP_REASONS = [
 
 /** What the device tells the port. */
 export interface NetDeviceEvents {
-  /** A ring started, stopped, was enabled, disabled or broke. */
+  /** A ring started, was stopped, enabled or disabled by the front-end, or broke. */
   onRings(): void;
   onQueueBroken(queue: number, reason: string): void;
 }
@@ -147,6 +147,8 @@ export class NetDevice implements VhostUserDevice {
     for (const q of this.queues) this.#forgetTranslation(q.vring);
     this.memory.replace(regions);
     for (const q of running) {
+      // It may have broken in its last round.
+      if (q.vring.get('state') !== STOPPED) continue;
       this.#place(q.vring, q.setup!);
       q.vring.set('state', RUNNING);
       this.#wake(q);
@@ -233,9 +235,11 @@ export class NetDevice implements VhostUserDevice {
 
   async stopVring(index: number): Promise<number> {
     await this.#stop([this.queues[index]!]);
+    this.#events.onRings();
     return this.queues[index]!.vring.get('lastAvail');
   }
 
+  /** Says nothing of the rings: whoever resets knows why. */
   async reset(): Promise<void> {
     await this.#stop([...this.queues]);
     for (const q of this.queues) this.#forgetTranslation(q.vring);
@@ -252,9 +256,13 @@ export class NetDevice implements VhostUserDevice {
       if (q.setup && q.setup.kickFd >= 0) this.#workers.unwatch(q.setup.kickFd, q.worker);
       q.worker = null;
     }
-    this.#changed();
+    this.#countPairs();
     await this.#workers.quiesce();
     for (const q of queues) {
+      // It may have broken just before, and nobody has been told yet.
+      this.#report(q);
+      q.vring.set('state', STOPPED);
+      q.vring.set('error', 0);
       q.vring.set('callFd', -1);
       if (q.setup) closeDescriptors(q.setup);
       q.setup = null;
@@ -295,21 +303,27 @@ export class NetDevice implements VhostUserDevice {
   }
 
   #changed(): void {
+    this.#countPairs();
+    this.#events.onRings();
+  }
+
+  #countPairs(): void {
     const toGuest = this.queues[0]!.vring;
     const receives = toGuest.get('state') === RUNNING && toGuest.get('enabled') === 1;
     this.#port.set('pairs', receives ? 1 : 0);
-    this.#events.onRings();
   }
 
   /** Looks for rings that the data plane has stopped; each is reported once. */
   reportBroken(): void {
-    for (const q of this.queues) {
-      if (q.vring.get('state') !== BROKEN || q.error !== null) continue;
-      q.error = ringError(q.vring);
-      if (q.setup && q.setup.errFd >= 0) signal(q.setup.errFd);
-      this.#changed();
-      this.#events.onQueueBroken(q.index, q.error);
-    }
+    for (const q of this.queues) if (q.vring.get('state') === BROKEN) this.#report(q);
+  }
+
+  #report(q: Queue): void {
+    if (q.vring.get('error') === 0 || q.error !== null) return;
+    q.error = ringError(q.vring);
+    if (q.setup && q.setup.errFd >= 0) signal(q.setup.errFd);
+    this.#changed();
+    this.#events.onQueueBroken(q.index, q.error);
   }
 
   /** Resets, and gives the tables back. */
