@@ -60,7 +60,8 @@ export class VhostUserPort implements Port {
   /** Tells our socket from one that somebody put in its place. */
   #socketId: string | undefined;
   #session: BackendSession | null = null;
-  #redial: NodeJS.Timeout | null = null;
+  /** The next dial, or the next look at a socket that could not be accepted from. */
+  #retry: NodeJS.Timeout | null = null;
   #redialDelay = FIRST_REDIAL;
   #closed = false;
   #up = false;
@@ -75,35 +76,35 @@ export class VhostUserPort implements Port {
     this.#context = context;
     this.#struct = context.structures.port(context.slot);
     this.#struct.set('addressLimit', context.maxAddresses);
-    this.#device = new NetDevice({
-      ...context,
-      features: OFFERED,
-      protocolFeatures: OFFERED_PROTOCOL,
-      events: {
-        onRings: () => {
-          const broken = this.#device.queues.find((q) => q.error !== null);
-          this.#ringsChanged(
-            broken ? `queue ${broken.index}: ${broken.error}` : 'the front-end stopped its rings',
-          );
-        },
-        onQueueBroken: (queue, reason) => {
-          this.#lastError = `queue ${queue}: ${reason}`;
-          context.events.queueBroken(queue, reason);
-        },
-      },
-    });
-    if (this.#role === 'server') {
-      try {
+    try {
+      // The socket comes first: where it can't be had there is no device yet that would have to be given back.
+      if (this.#role === 'server') {
         this.#listenFd = listenUnix(spec.target);
         this.#socketId = fileId(spec.target);
         this.#accepting(true);
-      } catch (error) {
-        void this.close();
-        throw error;
       }
-    } else {
-      this.#dial();
+      this.#device = new NetDevice({
+        ...context,
+        features: OFFERED,
+        protocolFeatures: OFFERED_PROTOCOL,
+        events: {
+          onRings: () => {
+            const broken = this.#device.queues.find((q) => q.error !== null);
+            this.#ringsChanged(
+              broken ? `queue ${broken.index}: ${broken.error}` : 'the front-end stopped its rings',
+            );
+          },
+          onQueueBroken: (queue, reason) => {
+            this.#lastError = `queue ${queue}: ${reason}`;
+            context.events.queueBroken(queue, reason);
+          },
+        },
+      });
+    } catch (error) {
+      this.#stopListening();
+      throw error;
     }
+    if (this.#role === 'client') this.#dial();
   }
 
   get #role(): Role {
@@ -123,12 +124,15 @@ export class VhostUserPort implements Port {
       this.#accepting(false);
       this.#serve(fd);
     } catch (error) {
+      // Out of descriptors, most likely: the front-end still waits, and the socket stays readable.
+      this.#accepting(false);
       this.#fail((error as Error).message);
+      this.#retry = setTimeout(() => this.#accepting(true), LAST_REDIAL);
     }
   }
 
   #dial(): void {
-    this.#redial = null;
+    this.#retry = null;
     try {
       this.#serve(connectUnix(this.spec.target));
       this.#redialDelay = FIRST_REDIAL;
@@ -144,7 +148,7 @@ export class VhostUserPort implements Port {
   }
 
   #dialLater(): void {
-    this.#redial = setTimeout(() => this.#dial(), this.#redialDelay);
+    this.#retry = setTimeout(() => this.#dial(), this.#redialDelay);
     this.#redialDelay = Math.min(2 * this.#redialDelay, LAST_REDIAL);
   }
 
@@ -295,15 +299,19 @@ export class VhostUserPort implements Port {
     };
   }
 
+  #stopListening(): void {
+    if (this.#listenFd < 0) return;
+    this.#accepting(false);
+    closeFd(this.#listenFd);
+    this.#listenFd = -1;
+    if (this.#socketId === fileId(this.spec.target)) rmSync(this.spec.target, { force: true });
+  }
+
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    if (this.#redial) clearTimeout(this.#redial);
-    if (this.#listenFd >= 0) {
-      if (!this.#session) this.#accepting(false);
-      closeFd(this.#listenFd);
-      if (this.#socketId === fileId(this.spec.target)) rmSync(this.spec.target, { force: true });
-    }
+    if (this.#retry) clearTimeout(this.#retry);
+    this.#stopListening();
     const session = this.#session;
     if (session) {
       session.close('the port was removed');
