@@ -8,7 +8,7 @@
  */
 import { once } from 'node:events';
 import { unlinkSync } from 'node:fs';
-import { Arena, fields, Pool, type Range, Struct } from '../arena/index.ts';
+import { Arena, type Dataplane, fields, Pool, type Range, Struct } from '../arena/index.ts';
 import {
   acceptUnix,
   closeFd,
@@ -64,6 +64,9 @@ const TO_US = 0;
 const FROM_US = 1;
 const TABLE_ENTRIES = 64;
 const MAX_FRAME = 65550;
+/** Bytes of the largest virtio-net header here, and of the largest buffer that makes sense. */
+const MAX_HEADER = 12;
+const MAX_BUFFER = 1 << 20;
 /** 14 of Ethernet, and 8 for the sequence number behind it. */
 const SEQUENCE_OFFSET = 14;
 
@@ -113,7 +116,8 @@ export class VirtioUser {
   readonly #kicks: readonly number[];
   readonly #calls: readonly number[];
   readonly #frame: number;
-  readonly #epoll = new Epoll();
+  readonly #epoll: Epoll;
+  #endWait: () => void = () => {};
   #ended = false;
 
   private constructor(parts: {
@@ -126,6 +130,7 @@ export class VirtioUser {
     rings: readonly Ring[];
     kicks: readonly number[];
     calls: readonly number[];
+    epoll: Epoll;
     frame: number;
     acknowledged: bigint;
   }) {
@@ -138,9 +143,9 @@ export class VirtioUser {
     this.#rings = parts.rings;
     this.#kicks = parts.kicks;
     this.#calls = parts.calls;
+    this.#epoll = parts.epoll;
     this.#frame = parts.frame;
     this.features = featureNames(parts.acknowledged);
-    this.#epoll.add(this.#calls[TO_US]!, EPOLLIN);
   }
 
   /** Connects, negotiates and starts one pair of queues. Rejects with an Error that names what failed. */
@@ -148,6 +153,7 @@ export class VirtioUser {
     const size = options.queueSize ?? 256;
     const bufferLength = options.bufferLength ?? 2048;
     const timeout = options.timeout ?? 5000;
+    checkOptions(size, bufferLength, options.segmentLength);
     const poller = sharedPoller();
     const undo: (() => unknown)[] = [() => poller.release()];
     try {
@@ -218,8 +224,11 @@ export class VirtioUser {
         ring.set('tableEntries', TABLE_ENTRIES);
         return ring;
       });
+      const epoll = new Epoll();
+      undo.push(() => epoll.close());
+      epoll.add(calls[TO_US]!, EPOLLIN);
       const device = new VirtioUser({
-        arena, poller, session, closed, pool, tables, rings, kicks, calls,
+        arena, poller, session, closed, pool, tables, rings, kicks, calls, epoll,
         frame: tables.start + tables.length - frameRoom, acknowledged,
       }); // biome-ignore format: a record
       const { functions } = arena.dataplane;
@@ -247,8 +256,8 @@ export class VirtioUser {
 
   /** Sends a frame of 14 to 65550 bytes. False: the ring is full now. Throws when the back-end broke a rule. */
   send(frame: Uint8Array): boolean {
-    this.#arena.u8.set(frame, this.#frame);
-    const { functions } = this.#arena.dataplane;
+    const { functions } = this.#live();
+    this.#take(frame);
     const result = this.#check(
       functions.sendFrame(this.#rings[FROM_US]!.at, this.#frame, frame.length),
       FROM_US,
@@ -259,7 +268,7 @@ export class VirtioUser {
 
   /** The next received frame, a copy; undefined when none came. Throws when the back-end broke a rule. */
   receive(): Uint8Array | undefined {
-    const { functions } = this.#arena.dataplane;
+    const { functions } = this.#live();
     const length = this.#check(functions.receiveFrame(this.#rings[TO_US]!.at, this.#frame), TO_US);
     if (length === 0) return undefined;
     this.#publish(TO_US);
@@ -271,9 +280,9 @@ export class VirtioUser {
    * in its bytes 14 to 21. Returns how many fitted.
    */
   floodFrames(frame: Uint8Array, count: number): number {
-    this.#arena.u8.set(frame, this.#frame);
+    const { functions } = this.#live();
+    this.#take(frame);
     const at = this.#rings[FROM_US]!.at;
-    const { functions } = this.#arena.dataplane;
     const sent = functions.floodFrames(at, this.#frame, frame.length, count, SEQUENCE_OFFSET);
     this.#publish(FROM_US);
     return this.#check(sent, FROM_US);
@@ -281,15 +290,18 @@ export class VirtioUser {
 
   /** Receives up to `count` frames, counts them and their gaps in the sequence, and forgets them. */
   drainFrames(count: number): number {
-    const { functions } = this.#arena.dataplane;
+    const { functions } = this.#live();
     const came = functions.drainFrames(this.#rings[TO_US]!.at, count, SEQUENCE_OFFSET);
     this.#publish(TO_US);
     return this.#check(came, TO_US);
   }
 
-  /** Waits until a frame has come, at most `timeout` milliseconds; false when none came. Costs no CPU. */
+  /**
+   * Waits until a frame has come, at most `timeout` milliseconds; false when none came or the device was closed.
+   * Costs no CPU. One wait at a time.
+   */
   async wait(timeout: number): Promise<boolean> {
-    const { functions } = this.#arena.dataplane;
+    const { functions } = this.#live();
     const at = this.#rings[TO_US]!.at;
     const callFd = this.#calls[TO_US]!;
     drain(callFd);
@@ -297,22 +309,22 @@ export class VirtioUser {
       functions.disarmDriver(at);
       return true;
     }
-    const came = await new Promise<boolean>((resolve) => {
+    return new Promise<boolean>((resolve) => {
       const timer = setTimeout(() => done(false), timeout);
       const done = (result: boolean) => {
         clearTimeout(timer);
         this.#poller.poller.remove(callFd);
+        functions.disarmDriver(at);
         resolve(result);
       };
+      this.#endWait = () => done(false);
       this.#poller.poller.add(callFd, EPOLLIN, () => done(true));
     });
-    functions.disarmDriver(at);
-    return came;
   }
 
   /** As wait(), but blocks this thread in the kernel: the soonest way to notice a frame without polling. */
   sleep(timeout: number): boolean {
-    const { functions } = this.#arena.dataplane;
+    const { functions } = this.#live();
     const at = this.#rings[TO_US]!.at;
     drain(this.#calls[TO_US]!);
     const came = functions.armDriver(at) !== 0 || this.#epoll.wait(timeout) > 0;
@@ -331,12 +343,24 @@ export class VirtioUser {
     };
   }
 
+  /** The data plane, while this device has rings in it. */
+  #live(): Dataplane {
+    if (this.#ended) throw new Error('this virtio-user device is closed');
+    return this.#arena.dataplane;
+  }
+
+  /** Puts a frame where the data plane finds it. */
+  #take(frame: Uint8Array): void {
+    if (frame.length > MAX_FRAME)
+      throw new RangeError(`a frame has at most ${MAX_FRAME} bytes, not ${frame.length}`);
+    this.#arena.u8.set(frame, this.#frame);
+  }
+
   #publish(index: number): void {
     if (this.#arena.dataplane.functions.publishDriver(this.#rings[index]!.at)) signal(this.#kicks[index]!);
   }
 
   #check(result: number, index: number): number {
-    if (this.#ended) throw new Error('this virtio-user device is closed');
     if (result >= 0) return result;
     const ring = this.#rings[index]!;
     const code = ring.get('error');
@@ -347,6 +371,7 @@ export class VirtioUser {
   /** Stops the rings, tells the back-end, and frees everything. May be called again. */
   async close(): Promise<void> {
     if (this.#ended) return;
+    this.#endWait();
     this.#ended = true;
     try {
       for (const index of this.#rings.keys()) await this.#session.stopVring(index);
@@ -386,6 +411,18 @@ async function connect(options: VirtioUserOptions, lease: PollerLease, timeout: 
     closeFd(listenFd);
     unlinkSync(options.path);
   }
+}
+
+/** Throws a RangeError for what the rings can't be made of. */
+function checkOptions(size: number, bufferLength: number, segmentLength = bufferLength): void {
+  if (!Number.isInteger(Math.log2(size)) || size < 2 || size > 32768)
+    throw new RangeError(`queueSize ${size}: a power of 2 from 2 to 32768 expected`);
+  if (!Number.isInteger(bufferLength) || bufferLength < 64 || bufferLength > MAX_BUFFER)
+    throw new RangeError(`bufferLength ${bufferLength}: 64 to ${MAX_BUFFER} bytes expected`);
+  if (!Number.isInteger(segmentLength) || segmentLength <= MAX_HEADER)
+    throw new RangeError(
+      `segmentLength ${segmentLength}: more than the ${MAX_HEADER} bytes of the header expected`,
+    );
 }
 
 function roundUp(value: number, step: number): number {
