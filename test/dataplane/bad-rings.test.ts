@@ -50,7 +50,7 @@ interface Case {
   /** The head that is offered after 0; default 1. */
   head?: number;
   /** Anything else that the guest does, after all heads were offered. */
-  then?: (ring: PlanePort['tx']['ring']) => void;
+  also?: (ring: PlanePort['tx']['ring']) => void;
   flags?: number;
   base?: number;
   headerLength?: 10 | 12;
@@ -82,7 +82,7 @@ function write(which: 'rx' | 'tx', c: Case): (guest: PlanePort) => void {
     const last = (c.ring?.length ?? 0) < 7 ? 7 : 0;
     if (last === 7) ring.describe(7, { address: DATA, length: header.length + 60, flags: direction });
     ring.offer(0, c.head ?? 1, last);
-    c.then?.(ring);
+    c.also?.(ring);
   };
 }
 
@@ -171,9 +171,9 @@ const VIOLATIONS: Case[] = [
 ]; // biome-ignore format: a table
 
 const INDEX_CASES: Case[] = [
-  { name: 'avail.idx jumps by more than the ring', then: (r) => { r.availIdx = SIZE + 1; }, fault: 'availJump', value: 9n, arrive: 0 },
-  { name: 'avail.idx goes back', then: (r) => { r.availIdx = 65535; }, fault: 'availJump', value: 65535n, arrive: 0 },
-  { name: 'avail.idx jumps by half the range', then: (r) => { r.availIdx = 32768; }, fault: 'availJump', value: 32768n, arrive: 0 },
+  { name: 'avail.idx jumps by more than the ring', also: (r) => { r.availIdx = SIZE + 1; }, fault: 'availJump', value: 9n, arrive: 0 },
+  { name: 'avail.idx goes back', also: (r) => { r.availIdx = 65535; }, fault: 'availJump', value: 65535n, arrive: 0 },
+  { name: 'avail.idx jumps by half the range', also: (r) => { r.availIdx = 32768; }, fault: 'availJump', value: 32768n, arrive: 0 },
 ]; // biome-ignore format: a table
 
 describe('a ring that the guest transmits on breaks at', () => {
@@ -243,8 +243,8 @@ describe('a ring that the guest receives on breaks at', () => {
     { name: 'an empty buffer', ring: [link(DATA, 0)], fault: 'noRoom', value: 0n },
     { name: 'a buffer shorter than the header', flags: MERGEABLE, ring: [link(DATA, 11)], fault: 'noRoom', value: 11n },
     { name: 'a chain shorter than the header', flags: MERGEABLE, ring: chain(2, 5), fault: 'noRoom', value: 10n },
-    { name: 'an empty buffer in the middle of a frame', flags: MERGEABLE, ring: [link(DATA, 40)], then: (r) => r.describe(7, { address: DATA, length: 0, flags: WRITE }), fault: 'noRoom', value: 0n },
-    { name: 'a bad second buffer of a frame', flags: MERGEABLE, ring: [link(DATA, 40)], then: (r) => r.entry(2, 8), fault: 'headRange', value: 8n },
+    { name: 'an empty buffer in the middle of a frame', flags: MERGEABLE, ring: [link(DATA, 40)], also: (r) => r.describe(7, { address: DATA, length: 0, flags: WRITE }), fault: 'noRoom', value: 0n },
+    { name: 'a bad second buffer of a frame', flags: MERGEABLE, ring: [link(DATA, 40)], also: (r) => r.entry(2, 8), fault: 'headRange', value: 8n },
   ]; // biome-ignore format: a table
   for (const c of cases) test(c.name, () => receiveCase(c));
 });

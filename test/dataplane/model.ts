@@ -222,20 +222,22 @@ export class ModelRing {
         for (const _ of left) this.#drop('ringFull');
         return false;
       }
-      this.#giveOne(left[0]!);
+      const reason = this.#giveOne(left[0]!);
+      if (reason) this.#drop(reason);
       left.shift();
       return true;
     });
     if (this.fault) for (const _ of left) this.#drop('broken');
   }
 
-  #giveOne(frame: Buffer): void {
+  /** Returns why the frame was dropped, if it was. */
+  #giveOne(frame: Buffer): string | undefined {
     const bytes = Buffer.concat([Buffer.alloc(this.#headerLength), frame]);
     const heads: { head: number; length: number }[] = [];
     const pieces: Chain['pieces'] = [];
     for (let total = 0; total < bytes.length; ) {
-      if (heads.length > 0 && !(this.#flags & MERGEABLE)) return this.#drop('tooBig');
-      if (heads.length === this.#waiting) return this.#drop('ringFull');
+      if (heads.length > 0 && !(this.#flags & MERGEABLE)) return 'tooBig';
+      if (heads.length === this.#waiting) return 'ringFull';
       const head = this.#head(heads.length);
       const chain = this.#chain(head, WRITE, bytes.length - total);
       if (chain.length === 0 || (heads.length === 0 && chain.length < this.#headerLength))
@@ -251,6 +253,7 @@ export class ModelRing {
       done += length;
     }
     this.#use(heads);
+    return undefined;
   }
 
   /**

@@ -1,0 +1,96 @@
+/**
+ * A healthy pair on a switch: two virtio-user devices that send each other numbered frames all the time and notice
+ * every one that is lost, doubled, out of order or changed. What others send to them is passed over.
+ */
+import assert from 'node:assert/strict';
+import { setImmediate as turn } from 'node:timers/promises';
+import { VirtioUser, type VirtioUserOptions } from '../../src/vhost/virtio-user.ts';
+import { BROADCAST, frame, mac } from './ethernet.ts';
+import { numbered } from './raw-guest.ts';
+import { until } from './until.ts';
+
+/** Frames on their way in each direction at most: fewer than the rings hold, so that the switch has no reason to drop. */
+const WINDOW = 64;
+
+export class Traffic {
+  readonly a: VirtioUser;
+  readonly b: VirtioUser;
+  readonly #ways;
+  #running = true;
+  #done: Promise<void> = Promise.resolve();
+
+  private constructor(a: VirtioUser, b: VirtioUser, id: number) {
+    this.a = a;
+    this.b = b;
+    const [macA, macB] = [mac(0xaa0000 + id), mac(0xbb0000 + id)];
+    this.#ways = [
+      { from: a, to: b, source: macA, target: macB, sent: 0, came: 0 },
+      { from: b, to: a, source: macB, target: macA, sent: 0, came: 0 },
+    ];
+  }
+
+  /** Opens both devices; resolves when the switch knows them and frames flow. */
+  static async start(a: VirtioUserOptions, b: VirtioUserOptions, id = 1): Promise<Traffic> {
+    const traffic = new Traffic(await VirtioUser.open(a), await VirtioUser.open(b), id);
+    for (const { from, to, source } of traffic.#ways) {
+      from.send(frame(BROADCAST, source));
+      await until(() => to.receive(), 'a first frame comes through the switch');
+    }
+    traffic.#done = traffic.#run();
+    // Whoever waits for it hears of a failure; nobody may be waiting yet.
+    traffic.#done.catch(() => {});
+    return traffic;
+  }
+
+  async #run(): Promise<void> {
+    let deadline = Number.POSITIVE_INFINITY;
+    while (this.#running || this.#ways.some((way) => way.came < way.sent)) {
+      if (!this.#running) deadline = Math.min(deadline, Date.now() + 20_000);
+      if (Date.now() > deadline) {
+        const counts = this.#ways.map((way) => `${way.came} of ${way.sent} came`);
+        throw new Error(`frames of the healthy pair were lost: ${counts.join(', ')}`);
+      }
+      for (const way of this.#ways) {
+        const { from, to, source, target } = way;
+        while (this.#running && way.sent - way.came < WINDOW) {
+          if (!from.send(numbered(target, source, way.sent, 60 + (way.sent % 1400)))) break;
+          way.sent++;
+        }
+        for (let bytes = to.receive(); bytes; bytes = to.receive()) {
+          if (source.compare(bytes, 6, 12) !== 0) continue;
+          const expected = numbered(target, source, way.came, 60 + (way.came % 1400));
+          assert.ok(expected.equals(bytes), `frame ${way.came} came next, and as it was sent`);
+          way.came++;
+        }
+      }
+      await turn();
+    }
+  }
+
+  /** Frames that came through so far. */
+  get count(): number {
+    return this.#ways[0]!.came + this.#ways[1]!.came;
+  }
+
+  /** Resolves when so many more have come through: it still flows. */
+  async flows(more = 200): Promise<void> {
+    const goal = this.count + more;
+    await Promise.race([until(() => this.count >= goal, 'the healthy pair goes on'), this.#failed()]);
+  }
+
+  async #failed(): Promise<void> {
+    await this.#done;
+    throw new Error('the healthy pair has stopped');
+  }
+
+  /** Stops sending, waits for what is on its way, and closes both. Rejects when a frame was lost or changed. */
+  async stop(): Promise<void> {
+    this.#running = false;
+    try {
+      await this.#done;
+    } finally {
+      await this.a.close();
+      await this.b.close();
+    }
+  }
+}
