@@ -1,0 +1,100 @@
+/** README and docs: links that lead somewhere, and tables that say what the code does. */
+import assert from 'node:assert/strict';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { closeFd, eventfd, type PollerLease, sharedPoller } from '../../src/sys/index.ts';
+import { FLAG_REPLY, requestRule, requests } from '../../src/vhost/messages.ts';
+import { root } from '../peers/available.ts';
+import { serve } from '../vhost/harness.ts';
+
+const pages = ['README.md', 'CHANGELOG.md', ...readdirSync(join(root, 'docs')).map((name) => `docs/${name}`)]
+  .filter((name) => name.endsWith('.md'))
+  .map((name) => ({ name, text: readFileSync(join(root, name), 'utf8') }));
+
+/** What a page says apart from its code. */
+const prose = (text: string) => text.replace(/^```.*?^```$/gms, '').replace(/`[^`\n]*`/g, '');
+
+/** The anchors of a page's headings, as GitHub makes them. */
+const anchors = (text: string) =>
+  [...text.replace(/^```.*?^```$/gms, '').matchAll(/^#+ (.*)$/gm)].map(([, title = '']) =>
+    title
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N} _-]/gu, '')
+      .replaceAll(' ', '-'),
+  );
+
+describe('README and docs', () => {
+  for (const { name, text } of pages) {
+    it(`${name}: every link within the project leads somewhere`, () => {
+      for (const [, link = ''] of prose(text).matchAll(/\]\(([^)\s]+)\)/g)) {
+        if (/^[a-z]+:/.test(link)) continue;
+        const [path = '', anchor] = link.split('#');
+        const file = path === '' ? join(root, name) : resolve(root, dirname(name), path);
+        assert.ok(existsSync(file), `${link}: there is no ${file}`);
+        if (anchor === undefined) continue;
+        assert.ok(
+          anchors(readFileSync(file, 'utf8')).includes(anchor),
+          `${link}: no heading of that name there`,
+        );
+      }
+    });
+  }
+});
+
+describe('docs/vhost-user.md, the table of messages', () => {
+  const text = readFileSync(join(root, 'docs/vhost-user.md'), 'utf8');
+  const rows = [...text.matchAll(/^\| +(\d+) \| (\w+) +\| (\w[^|]*\w) +\|/gm)].map(
+    ([, number, name, status]) => ({
+      number: Number(number),
+      name: name!,
+      status: status!,
+    }),
+  );
+  let lease: PollerLease;
+  before(() => {
+    lease = sharedPoller();
+  });
+  after(() => lease.release());
+
+  it('has every message of the protocol', () => {
+    assert.deepEqual(
+      rows.map(({ name, number }) => [name, number]),
+      Object.entries(requests),
+    );
+  });
+
+  /** Sends the message in its smallest form to a back-end: the error, if there is one, and whether it goes on. */
+  async function send(number: number): Promise<{ error: string; goesOn: boolean }> {
+    const { session, errors, end } = serve(lease.poller);
+    const { size, descriptors } = requestRule(number)!;
+    const bytes = typeof size === 'number' ? size : size[0];
+    const count = descriptors === 'regions' || descriptors === 'vring' ? 1 : descriptors;
+    const fds = Array.from({ length: typeof count === 'number' ? count : count[0] }, () => eventfd());
+    const payload = new Uint8Array(bytes);
+    // One region, for the memory table; nobody else minds.
+    if (descriptors === 'regions') payload[0] = 1;
+    end.message(number, payload, { fds });
+    // Whoever goes on answers the next one.
+    end.message(requests.GET_FEATURES);
+    let answer = await end.next();
+    if (answer?.request === number && number !== requests.GET_FEATURES) answer = await end.next();
+    const goesOn = answer?.request === requests.GET_FEATURES && answer.flags === (FLAG_REPLY | 1);
+    for (const fd of fds) closeFd(fd);
+    end.close();
+    await session.closed;
+    return { error: errors[0] ?? '', goesOn };
+  }
+
+  for (const { number, name, status } of rows) {
+    it(`${name}: ${status}`, async () => {
+      const { error, goesOn } = await send(number);
+      const refusal = /not offered by this back-end|was not negotiated/;
+      if (status === 'done') assert.doesNotMatch(error, refusal);
+      else {
+        assert.match(error, refusal);
+        assert.equal(goesOn, status === 'refused, goes on');
+      }
+    });
+  }
+});
