@@ -151,13 +151,16 @@ function screen(start: Look, before: Look, now: Look): string {
       `${short(rates.txPacketsPerSecond)}pps`,
       `${short(rates.txBitsPerSecond)}bit/s`,
       count(port.rxDrops + port.txDrops),
-      port.rings,
     ];
   });
-  const titles = ['PORT', 'STATE', 'FROM GUEST', '', 'TO GUEST', '', 'DROPS', 'RINGS'];
-  const columns = titles.map((title, index) => ({ title, right: index >= 2 && index <= 6 }));
+  const titles = ['PORT', 'STATE', 'FROM GUEST', '', 'TO GUEST', '', 'DROPS'];
+  const columns = titles.map((title, index) => ({ title, right: index >= 2 }));
   const elapsed = duration((now.at - start.at) / 1000);
-  return `${table(columns, rows)}\n${load(now.workers)}; frames of ${options.size} bytes; ${elapsed}; Ctrl-C ends it\n`;
+  const rings = table(
+    [{ title: 'PORT' }, { title: 'RINGS' }],
+    now.ports.map((port) => [port.name, port.rings]),
+  );
+  return `${table(columns, rows)}\n${rings}\n${load(now.workers)}; frames of ${options.size} bytes; ${elapsed}; Ctrl-C ends it\n`;
 }
 
 function line(start: Look, before: Look, now: Look): string {
