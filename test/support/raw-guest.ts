@@ -34,7 +34,8 @@ export class RawGuest {
   readonly errs = [eventfd(), eventfd()] as const;
   readonly #features: bigint;
   readonly #rings: readonly { desc: number; avail: number; used: number }[];
-  #buffers: number;
+  readonly #buffers: number;
+  #closed = false;
   /** Entries offered and entries seen, by ring. */
   readonly offered = [0, 0];
   readonly seen = [0, 0];
@@ -186,8 +187,10 @@ export class RawGuest {
     return drain(this.errs[index]!);
   }
 
-  /** Leaves without a word, and gives everything back. */
+  /** Leaves without a word, and gives everything back. May be called again. */
   async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
     await this.session.close();
     for (const fd of [...this.kicks, ...this.calls, ...this.errs, this.fd]) closeFd(fd);
   }
