@@ -1,7 +1,7 @@
 /** A switch as a program has it: createSwitch() with real sockets, and guests that come, go and come back. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, ftruncateSync, writeFileSync } from 'node:fs';
 import { describe, type TestContext, test } from 'node:test';
 import { createSwitch, type Switch, SwitchError, type SwitchOptions } from '../../src/index.ts';
 import { drain, openFds, sharedPoller } from '../../src/sys/index.ts';
@@ -152,6 +152,8 @@ describe('a guest', () => {
         ['rx', 'running', 64, true, 0, null],
       ],
     );
+    // Nobody can pull the memory away from under the switch.
+    assert.throws(() => ftruncateSync(guest.fd, 0), /EPERM/);
     await guest.session.enable(1, false);
     assert.equal(state(), 'connected');
     assert.deepEqual(seen.splice(0), ['up vm1', 'down vm1: the front-end stopped its rings']);
