@@ -397,6 +397,7 @@ describe('ports', () => {
         if (turn % 2 === 1) await Promise.all([c!.close(), d!.close()]);
         for (const name of names) assert.ok(!existsSync(path(name)), 'its socket is gone');
         assert.ok(!vswitch.fdb().some(({ port }) => names.includes(port)), 'its addresses are forgotten');
+        assert.equal(vswitch.status().fdb.entries, 2, 'those of the healthy pair are all that is left');
         await healthy.flows(50);
       }
       await healthy.stop();
