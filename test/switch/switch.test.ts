@@ -266,7 +266,7 @@ describe('a guest', () => {
     const half = region.size / 2n;
     const tables = [
       [region],
-      // The same memory in two pieces, apart in the switch; and with more that nobody uses.
+      // The same memory in two pieces, and at another place in the switch, behind what nobody uses.
       [
         { ...region, size: half },
         {
@@ -277,7 +277,7 @@ describe('a guest', () => {
           mmapOffset: half,
         },
       ],
-      [region, { ...region, guestAddress: 0n, userAddress: 0x1000n, size: 0x1000n, mmapOffset: 0x3000n }],
+      [{ ...region, guestAddress: 0n, userAddress: 0x1000n, size: 0x1000n, mmapOffset: 0x3000n }, region],
     ];
     const toB: number[] = [];
     const toGuest: number[] = [];

@@ -53,9 +53,13 @@ test('a closed device says so, and a wait for it ends', async (t) => {
   await using _ = await createSwitch({ ports: [port('a', path('a'))] });
   const fds = openFds();
   const device = await VirtioUser.open({ path: path('a') });
-  const waiting = device.wait(60_000);
+  let waited: boolean | null = null;
+  void device.wait(600_000).then((came) => {
+    waited = came;
+  });
   await device.close();
-  assert.equal(await waiting, false);
+  await until(() => waited !== null, 'the wait ends');
+  assert.equal(waited, false);
   const bytes = frame(BROADCAST, mac(1));
   const calls = [
     () => device.send(bytes),
