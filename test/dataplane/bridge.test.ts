@@ -201,6 +201,30 @@ describe('the bridge', () => {
     for (const [i, each] of came.entries()) assert.deepEqual(each, i === 77 ? [] : frames);
   });
 
+  test('tells each receiver of a flooded frame its own number of buffers', () => {
+    const kinds: DriverOptions[] = [
+      {},
+      { flags: MERGEABLE, bufferLength: 100 },
+      { flags: MERGEABLE },
+      { flags: MERGEABLE, bufferLength: 300 },
+      {},
+      { headerLength: 10 },
+    ];
+    const all = kinds.map((options) => new Driver(plane, { size: 64, tableEntries: 1, ...options }));
+    const frames = [60, 500, 1500, 88, 89].map((length) => frame(BROADCAST, mac(1), length, length));
+    const came = switched(all, all[0]!, ...frames);
+    for (const [i, each] of came.entries()) assert.deepEqual(each, i === 0 ? [] : frames, `guest ${i}`);
+    // The header's last field, at the start of the buffers (5.1.6): of one buffer unless there are more.
+    for (const [i, count] of [
+      [1, 1],
+      [2, 1],
+      [4, 1],
+    ] as const) {
+      const buffer = all[i]!.rx.get('buffers');
+      assert.deepEqual([...plane.arena.u8.subarray(buffer, buffer + 12)], [...Array(10).fill(0), count, 0]);
+    }
+  });
+
   test('a port without a guest gets no copy of what is for everybody, and loses what is for it', () => {
     const all = guests(3);
     const [a, b] = all as [Driver, Driver];
