@@ -162,7 +162,7 @@ export class Vring {
   errorValue: u64;
   /** Eventfd that interrupts the guest; -1: none. */
   callFd: i32;
-  /** The round (Worker.round) whose list of calls it is in. */
+  /** The round (Worker.round) whose list of calls it is in; 0xffff_ffff: none, the list was worked off. */
   callRound: u32;
   /** The region hit last. */
   cacheArena: usize;

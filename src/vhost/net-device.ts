@@ -28,6 +28,9 @@ const BROKEN = 2;
 /** VIRTQ_USED_F_NO_NOTIFY (2.7.10). */
 const NO_NOTIFY = 1;
 
+/** Vring.callRound of a ring that is in no list of calls. */
+const NO_ROUND = 0xffff_ffff;
+
 /** Vring.flags, and the feature that each follows. */
 const FLAGS = [
   [1, VIRTIO.VIRTIO_F_EVENT_IDX],
@@ -183,6 +186,7 @@ export class NetDevice implements VhostUserDevice {
     vring.set('signalledValid', 0);
     vring.set('error', 0);
     vring.set('callFd', setup.callFd);
+    vring.set('callRound', NO_ROUND);
     vring.set('enabled', setup.enabled ? 1 : 0);
     // No kicks until a worker asks for them; for buffers to receive into, never (2.7.10: used.flags).
     this.#arena.u8[vring.get('used')] = NO_NOTIFY;

@@ -27,6 +27,8 @@ export type WorkerMessage = { kind: 'ready'; tid: number } | { kind: 'broken' };
 const SPIN = 0.2;
 /** Bound of a sleep in milliseconds, so that no lost wake-up is for ever. */
 const SLEEP = 1000;
+/** Vring.callRound of a ring that is in no list of calls. */
+const NO_ROUND = 0xffff_ffff;
 /** Rounds between two looks at the clock. */
 const ROUNDS = 64;
 
@@ -36,7 +38,7 @@ function run(setup: WorkerSetup): void {
   const i32 = new Int32Array(setup.memory.buffer);
   const at = constant(layout, 'WORKERS') + setup.index * constant(layout, 'WORKER_STRIDE');
   const worker = fields(layout, 'Worker', ['stop', 'callCount', 'brokenCount']);
-  const callFd = fields(layout, 'Vring', ['callFd']).callFd;
+  const vring = fields(layout, 'Vring', ['callFd', 'callRound']);
   const stop = (at + worker.stop) >>> 2;
   const callCount = (at + worker.callCount) >>> 2;
   const brokenCount = (at + worker.brokenCount) >>> 2;
@@ -52,7 +54,10 @@ function run(setup: WorkerSetup): void {
     const interrupts = u32[callCount]!;
     if (interrupts > 0) {
       for (let i = 0; i < interrupts; i++) {
-        const fd = i32[(u32[calls + i]! + callFd) >>> 2]!;
+        const ring = u32[calls + i]!;
+        // The round's number comes again some day; the note that this ring was in its list must not.
+        u32[(ring + vring.callRound) >>> 2] = NO_ROUND;
+        const fd = i32[(ring + vring.callFd) >>> 2]!;
         if (fd >= 0) signal(fd);
       }
       u32[callCount] = 0;
