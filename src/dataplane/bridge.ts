@@ -7,7 +7,7 @@ import { drop, DROP_SAME_PORT, header, portAt, Vring, vringAt } from './layout';
 import {
   destinationSlot, FLOOD, frameAt, listSlot, markSlot, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
 } from './scratch';
-import { transmit } from './split-device';
+import { transmit } from './device';
 
 /** The group bit of an address, as loaded little-endian. */
 const GROUP: u64 = 1;

@@ -26,11 +26,12 @@ export const INDIRECT_TABLE: u32 = 4;
 
 export const BAD: i32 = -1;
 
-/** Pieces that the last walk() wrote. */
+/** Pieces of the last chain. */
 export let pieceCount: u32 = 0;
 
-let entryAddress: u64 = 0;
-let entryMeta: u64 = 0;
+/** The descriptor that readEntry() read: its address, and its second word. */
+export let entryAddress: u64 = 0;
+export let entryMeta: u64 = 0;
 
 /**
  * Writes the pieces of the chain at `head` to `to` until they hold `limit` bytes or the chain ends; returns the
@@ -46,7 +47,7 @@ export function walk(vring: Vring, head: u32, direction: u32, to: usize, limit: 
   let index = head;
   let left = size;
   let total: u32 = 0;
-  let count: u32 = 0;
+  pieceCount = 0;
   for (;;) {
     // A chain may take every slot of the ring, and not one more.
     if (left-- == 0) return broken(vring, E_CHAIN_LONG, size);
@@ -79,30 +80,42 @@ export function walk(vring: Vring, head: u32, direction: u32, to: usize, limit: 
       continue;
     }
     if ((flags & WRITE) != direction) return broken(vring, direction ? E_READABLE : E_WRITABLE, index);
-    let rest: u32 = min(length, limit - total);
-    let from = address;
-    while (rest > 0) {
-      const piece = translate(vring, from);
-      if (piece == 0) return broken(vring, E_ADDRESS, from);
-      const taken: u32 = <u64>rest < contiguous ? rest : <u32>contiguous;
-      const slot = changetype<Piece>(to + <usize>count * PIECE_STRIDE);
-      slot.at = piece;
-      slot.length = taken;
-      count++;
-      rest -= taken;
-      total += taken;
-      from += taken;
-    }
+    const part = min(length, limit - total);
+    if (!append(vring, address, part, to)) return BAD;
+    total += part;
     if (total >= limit || !(flags & NEXT)) break;
     index = <u32>(meta >> 48);
     if (index >= bound) return broken(vring, E_NEXT_RANGE, index);
   }
-  pieceCount = count;
   return <i32>total;
 }
 
+/** Appends the pieces of a buffer to `list`, behind `pieceCount` others. False after it has broken the ring. */
+export function append(vring: Vring, address: u64, length: u32, list: usize): bool {
+  while (length > 0) {
+    const at = translate(vring, address);
+    if (at == 0) {
+      fail(vring, E_ADDRESS, address);
+      return false;
+    }
+    const taken: u32 = <u64>length < contiguous ? length : <u32>contiguous;
+    const piece = changetype<Piece>(list + <usize>pieceCount * PIECE_STRIDE);
+    piece.at = at;
+    piece.length = taken;
+    pieceCount++;
+    length -= taken;
+    address += taken;
+  }
+  return true;
+}
+
+/** Forgets the pieces of the chain before. */
+export function clearPieces(): void {
+  pieceCount = 0;
+}
+
 /** Reads a descriptor that may lie across regions, byte by byte. */
-function readEntry(vring: Vring, address: u64): bool {
+export function readEntry(vring: Vring, address: u64): bool {
   let first: u64 = 0;
   let second: u64 = 0;
   for (let i: u64 = 0; i < 16; i++) {

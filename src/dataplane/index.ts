@@ -7,7 +7,7 @@ export { armAll, disarmAll, poll, sleep, start, wake } from './poll';
 export { flush, learn, lookup } from './fdb';
 export {
   armDriver, disarmDriver, drainFrames, floodFrames, prepareDriver, publishDriver, receiveFrame, reclaim, sendFrame,
-} from './split-driver';
+} from './driver';
 
 export const HEADER: usize = L.HEADER;
 export const PORTS: usize = L.PORTS;

@@ -7,9 +7,9 @@
  *   0x0000_0000   never used: address 0 means "nothing"
  *   0x0001_0000   header
  *   0x0010_0000   ports
- *   0x0020_0000   worker areas, 2 MiB each
- *   0x0420_0000   forwarding database
- *   0x0480_0000   tables made at run time: vrings, memory regions, driver rings
+ *   0x0020_0000   worker areas, 4 MiB each
+ *   0x0820_0000   forwarding database
+ *   0x0860_0000   tables made at run time: vrings, memory regions, driver rings
  *   0x1000_0000   memory mapped from elsewhere: guests, the packet pool
  *   0xffe0_0000   never mapped, so that a wide load at the end of the last region stays inside
  */
@@ -17,15 +17,15 @@
 export const HEADER: usize = 0x1_0000;
 export const PORTS: usize = 0x10_0000;
 export const WORKERS: usize = 0x20_0000;
-export const FDB: usize = 0x420_0000;
-export const TABLES: usize = 0x480_0000;
+export const FDB: usize = 0x820_0000;
+export const TABLES: usize = 0x860_0000;
 export const MAPPED: usize = 0x1000_0000;
 export const TOP: usize = 0xffe0_0000;
 
 export const MAX_PORTS: u32 = 2048;
 export const MAX_WORKERS: u32 = 32;
 export const MAX_REGIONS: u32 = 512;
-export const WORKER_STRIDE: usize = 0x20_0000;
+export const WORKER_STRIDE: usize = 0x40_0000;
 
 /** Packets taken from a ring in one go. */
 export const BURST: u32 = 64;
@@ -121,6 +121,7 @@ export const EVENT_IDX: u32 = 1;
 export const INDIRECT: u32 = 2;
 export const MERGEABLE: u32 = 4;
 export const IN_ORDER: u32 = 8;
+export const PACKED: u32 = 16;
 
 /** Reasons for a drop, in the order of Vring.drops. */
 export const DROP_RING_FULL: u32 = 0;
@@ -141,13 +142,19 @@ export class Vring {
   enabled: u32;
   size: u32;
   flags: u32;
-  /** The three parts in the arena (virtio 1.3, 2.7). */
+  /**
+   * The three parts in the arena (virtio 1.3, 2.7). Of a packed ring (2.8): the descriptors, the driver's and the
+   * device's event suppression structure.
+   */
   desc: usize;
   avail: usize;
   used: usize;
   /** Index of the port. */
   port: u32;
-  /** Next entry of the avail ring, next entry of the used ring: 16 bits each. */
+  /**
+   * Next entry of the avail ring, next entry of the used ring: 16 bits each. Of a packed ring: the next descriptor
+   * in the low 15 bits, the wrap counter in the highest.
+   */
   lastAvail: u32;
   usedIdx: u32;
   /** Used index when the guest was last interrupted; only meaningful while signalledValid. */
@@ -212,10 +219,15 @@ export class DriverRing {
   oldest: u32;
   /** Chains that the device has. */
   lent: u32;
-  /** Next entries of the avail and the used ring; the avail index that the device was told of. */
+  /**
+   * Next entries of the avail and the used ring; the avail index that the device was told of. Of a packed ring:
+   * positions, with the wrap counter in bit 15.
+   */
   availIdx: u32;
   lastUsed: u32;
   published: u32;
+  /** Packed: the first descriptor not shown to the device yet is complete but for this second word. */
+  hidden: u64;
   /** Why the device isn't trusted any more (errors.ts); 0: it is. */
   error: u32;
   errorValue: u64;
@@ -233,6 +245,9 @@ export class Shadow {
   next: u32;
   /** Descriptors of the chain that starts here and is lent to the device; 0: none is. */
   length: u32;
+  /** Places that the chain takes in a packed ring. */
+  slots: u32;
+  pad: u32;
 }
 
 /** Strides are whole cache lines, so that two workers never write to one line. */
@@ -240,7 +255,7 @@ export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
 export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
 export const REGION_STRIDE: usize = offsetof<Region>();
 export const DRIVER_RING_STRIDE: usize = (offsetof<DriverRing>() + 63) & ~63;
-export const SHADOW_STRIDE: usize = 8;
+export const SHADOW_STRIDE: usize = 16;
 
 @inline export function header(): Header { return changetype<Header>(HEADER); }
 @inline export function portAt(index: u32): Port { return changetype<Port>(PORTS + <usize>index * PORT_STRIDE); }

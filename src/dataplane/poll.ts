@@ -8,7 +8,7 @@
 import { bridge } from './bridge';
 import { drop, DROP_DISABLED, header, MAX_PORTS, RUNNING, SLEEPING, Vring } from './layout';
 import { MAX_QUEUES, queueSlot, useWorker, worker } from './scratch';
-import { arm, complete, disarm, receive } from './split-device';
+import { arm, complete, disarm, receive } from './device';
 
 /** Binds this instance to a worker's area, once, before anything else. */
 export function start(index: u32): void {

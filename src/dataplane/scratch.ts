@@ -12,6 +12,7 @@
  *   +0x02_0000  a frame that the driver's side counts
  *   +0x06_0000  pieces of the buffers to write to
  *   +0x10_0000  pieces of the buffers to read from
+ *   +0x20_0000  used descriptors of a frame in several buffers of a packed ring
  */
 import { BURST, MAX_WORKERS, SNAPSHOT, Worker, WORKER_STRIDE, WORKERS } from './layout';
 
@@ -25,6 +26,7 @@ const LIST: usize = 0x1_1000;
 const FRAME: usize = 0x2_0000;
 const SINKS: usize = 0x6_0000;
 const PIECES: usize = 0x10_0000;
+const USED: usize = 0x20_0000;
 
 /** Bound of rings that a worker polls, and of rings that it can want to interrupt. */
 export const MAX_QUEUES: u32 = 4096;
@@ -34,7 +36,7 @@ export const MAX_PIECES: u32 = 0x2_0000;
 /** A frame in the burst. */
 @unmanaged
 export class Packet {
-  /** Head of its descriptor chain. */
+  /** Head of its descriptor chain; of a packed ring, its buffer id. */
   head: u32;
   /** Bytes of the frame, without the virtio-net header. */
   length: u32;
@@ -44,8 +46,9 @@ export class Packet {
   pieces: usize;
   /** Index of the port it goes to, or FLOOD, or NOWHERE. */
   destination: u32;
-  pad0: u32;
-  pad1: u32;
+  /** Descriptors that it takes in a packed ring. */
+  slots: u32;
+  pad: u32;
 }
 
 /** A contiguous piece of a buffer. */
@@ -81,6 +84,7 @@ export function useWorker(index: u32): void {
 @inline export function listSlot(index: u32): usize { return base + LIST + ((<usize>index) << 2); }
 @inline export function frameScratch(): usize { return base + FRAME; }
 @inline export function sinks(): usize { return base + SINKS; }
+@inline export function usedHeads(): usize { return base + USED; }
 @inline export function pieces(): usize { return base + PIECES; }
 /** Offsets for the control plane. */
 export const QUEUES_OFFSET: usize = QUEUES;

@@ -1,33 +1,22 @@
 /**
  * The device's side of a split virtqueue (virtio 1.3, 2.7): what a vhost back-end does with a guest's rings.
- *
- * receive()   takes up to a burst of frames from the ring that the guest transmits on: first all descriptors,
- *             then all snapshots, so that the processor overlaps the cache misses
- * complete()  gives their buffers back
- * transmit()  writes frames into the ring that the guest receives on
- *
- * A frame is copied once, from guest to guest; what a decision rests on is in the snapshot and is never read
- * from guest memory again.
+ * device.ts says what each function is for.
  */
-import { BAD, gather, INDIRECT_TABLE, pieceCount, walk, WRITE } from './chain';
-import { copy, copy64, copyShort } from './copy';
+import { call, passed } from './call';
+import { BAD, INDIRECT_TABLE, pieceCount, walk, WRITE } from './chain';
 import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
+import { ETHERNET_HEADER, snapshots, spreadFrame, writeFrame } from './frames';
 import {
-  BURST, drop, DROP_BROKEN, DROP_NO_GUEST, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG,
-  EVENT_IDX, header, MAX_FRAME, MERGEABLE, RUNNING, SNAPSHOT, Vring,
+  BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
-import { acquire, release } from './lock';
 import {
-  callSlot, frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieces, sinks,
+  frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieces, sinks,
   SNAPSHOT_STRIDE, worker,
 } from './scratch';
 
 /** used.flags: the driver need not notify (2.7.8). avail.flags: the device need not interrupt (2.7.7). */
 const NO_NOTIFY: u16 = 1;
 const NO_INTERRUPT: u16 = 1;
-
-/** Shortest frame that has a source and a destination. */
-const ETHERNET_HEADER: u32 = 14;
 
 @inline function availIdx(vring: Vring): u32 { return <u32>atomic.load<u16>(vring.avail + 2); }
 @inline function availRing(vring: Vring, index: u32): u32 {
@@ -108,43 +97,13 @@ export function receive(vring: Vring): u32 {
       packet.destination = 0;
     }
   }
-  worker().skip = headerLength;
-  snapshots(vring, count, headerLength);
+  snapshots(vring, count);
   vring.lastAvail = (last + count) & 0xffff;
   return count;
 }
 
 /** Flags of a descriptor in its second word. */
 const FLAGS_MASK: u64 = 0xffff_0000_0000;
-
-/** The second pass over the burst: copies what will be decided on, so that the misses overlap. */
-@inline
-function snapshots(vring: Vring, count: u32, headerLength: u32): void {
-  let bytes: u64 = 0;
-  let frames: u32 = 0;
-  let at = changetype<usize>(packetAt(0));
-  let to = frameAt(0);
-  for (let i: u32 = 0; i < count; i++, at += PACKET_STRIDE, to += SNAPSHOT_STRIDE) {
-    const packet = changetype<Packet>(at);
-    if (packet.destination == NOWHERE) continue;
-    const length = packet.length;
-    if (packet.single) {
-      const from = packet.at + headerLength;
-      // Whole steps: what is read beyond the frame stays in this worker's memory and is never sent.
-      copy64(to, from);
-      if (length > 64) copy64(to + 64, from + 64);
-    } else {
-      gather(to, packet.pieces, headerLength, min(length, SNAPSHOT));
-    }
-    // No offload is negotiated, so the header says nothing but "one buffer" (5.1.6.1: num_buffers is its last field).
-    store<u64>(to - 16, 0);
-    store<u64>(to - 8, 0x0001_0000_0000_0000);
-    bytes += length;
-    frames++;
-  }
-  vring.packets += frames;
-  vring.bytes += bytes;
-}
 
 /** Gives the buffers of the burst back to the guest. */
 export function complete(vring: Vring, count: u32): void {
@@ -168,8 +127,7 @@ function publish(vring: Vring, index: u32): void {
   let wanted: bool;
   if (vring.flags & EVENT_IDX) {
     const event = <u32>atomic.load<u16>(usedEvent(vring));
-    const old = vring.signalled;
-    wanted = !vring.signalledValid || ((index - event - 1) & 0xffff) < ((index - old) & 0xffff);
+    wanted = !vring.signalledValid || passed(event, index, vring.signalled);
     vring.signalled = index;
     vring.signalledValid = 1;
   } else {
@@ -178,33 +136,8 @@ function publish(vring: Vring, index: u32): void {
   if (wanted && vring.callFd >= 0) call(vring);
 }
 
-/** Notes that the guest is to be interrupted after this round: once, however many bursts the round had. */
-function call(vring: Vring): void {
-  const self = worker();
-  if (vring.callRound == self.round) return;
-  vring.callRound = self.round;
-  vring.notifications += 1;
-  store<u32>(callSlot(self.callCount), <u32>changetype<usize>(vring));
-  self.callCount += 1;
-}
-
-/**
- * Writes `count` frames of the burst to the ring that a guest receives on: all of them in order (`every`), or
- * those named by the worker's list.
- */
-export function transmit(vring: Vring, count: u32, every: bool): void {
-  if (vring.state != RUNNING || !vring.enabled) {
-    drop(vring, DROP_NO_GUEST, count);
-    return;
-  }
-  const shared = header().workerCount > 1;
-  const lock = changetype<usize>(vring) + offsetof<Vring>('lock');
-  if (shared) acquire(lock);
-  fill(vring, count, every);
-  if (shared) release(lock);
-}
-
-function fill(vring: Vring, count: u32, every: bool): void {
+/** Writes frames of the burst to the ring that the guest receives on; see transmit() in device.ts. */
+export function fill(vring: Vring, count: u32, every: bool): void {
   const size = vring.size;
   const mask = size - 1;
   const headerLength = vring.headerLength;
@@ -248,24 +181,7 @@ function fill(vring: Vring, count: u32, every: bool): void {
       (meta & (WRITE_AND_TABLE << 32)) == <u64>WRITE << 32 && <u32>meta >= need &&
       offset < regionSize && <u64>need <= regionSize - offset
     ) {
-      let to = regionArena + <usize>offset;
-      if (headerLength == 12) {
-        store<u64>(to, load<u64>(frame - 12));
-        store<u32>(to, load<u32>(frame - 4), 8);
-      } else {
-        // A header of 10 bytes is one of 12 without num_buffers (5.1.6).
-        store<u64>(to, load<u64>(frame - 12));
-        store<u16>(to, load<u16>(frame - 4), 8);
-      }
-      to += headerLength;
-      if (length <= SNAPSHOT) {
-        copyShort(to, frame, length);
-      } else {
-        copy64(to, frame);
-        copy64(to + 64, frame + 64);
-        if (packet.single) copy(to + SNAPSHOT, packet.at + skip + SNAPSHOT, length - SNAPSHOT);
-        else gather(to + SNAPSHOT, packet.pieces, skip + SNAPSHOT, length - SNAPSHOT);
-      }
+      writeFrame(regionArena + <usize>offset, packet, frame, headerLength, skip);
       store<u64>(used + (<usize>(index & mask) << 3), <u64>head | (<u64>need << 32));
       index++;
       last++;
@@ -337,62 +253,8 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
     total += <u32>bytes;
     chains++;
   }
-  // num_buffers of this copy of the header; the next destination sets its own.
-  store<u16>(frame - 2, <u16>chains);
-  spread(list, frame - 12, 0, headerLength);
-  spread(list, frame, headerLength, min(packet.length, SNAPSHOT));
-  store<u16>(frame - 2, 1);
-  if (packet.length > SNAPSHOT) {
-    let skip = worker().skip + SNAPSHOT;
-    let at = headerLength + SNAPSHOT;
-    let left = packet.length - SNAPSHOT;
-    if (packet.single) {
-      spread(list, packet.at + skip, at, left);
-      return chains;
-    }
-    let source = packet.pieces;
-    while (left > 0) {
-      const piece = changetype<Piece>(source);
-      if (skip >= piece.length) {
-        skip -= piece.length;
-      } else {
-        const part = min(piece.length - skip, left);
-        spread(list, piece.at + skip, at, part);
-        at += part;
-        left -= part;
-        skip = 0;
-      }
-      source += PIECE_STRIDE;
-    }
-  }
+  spreadFrame(list, packet, frame, headerLength, chains);
   return chains;
-}
-
-let spreadPiece: usize = 0;
-let spreadStart: u32 = 0;
-
-/** Writes `length` contiguous bytes into pieces, `skip` bytes into them. Calls go forward, so the place is kept. */
-function spread(list: usize, from: usize, skip: u32, length: u32): void {
-  if (skip == 0) {
-    spreadPiece = list;
-    spreadStart = 0;
-  }
-  let piece = changetype<Piece>(spreadPiece);
-  let offset = skip - spreadStart;
-  while (length > 0) {
-    if (offset >= piece.length) {
-      offset -= piece.length;
-      spreadStart += piece.length;
-      spreadPiece += PIECE_STRIDE;
-      piece = changetype<Piece>(spreadPiece);
-      continue;
-    }
-    const part = min(piece.length - offset, length);
-    copy(piece.at + offset, from, part);
-    from += part;
-    offset += part;
-    length -= part;
-  }
 }
 
 /** Asks the guest to kick from now on; true when frames came meanwhile (2.7.10.1). */

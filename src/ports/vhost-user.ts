@@ -25,6 +25,7 @@ const OFFERED =
   features.VIRTIO_F_INDIRECT_DESC |
   features.VIRTIO_F_EVENT_IDX |
   features.VIRTIO_F_IN_ORDER |
+  features.VIRTIO_F_RING_PACKED |
   features.VIRTIO_NET_F_MRG_RXBUF |
   features.VHOST_USER_F_PROTOCOL_FEATURES;
 
@@ -233,7 +234,7 @@ export class VhostUserPort implements Port {
       [features.VIRTIO_F_IN_ORDER, 'in-order'],
     ];
     const have = words.filter(([bit]) => this.#device.acknowledged & bit).map(([, word]) => word);
-    return ['split', queue.setup!.size, ...have].join(' ');
+    return [this.#device.packed ? 'packed' : 'split', queue.setup!.size, ...have].join(' ');
   }
 
   #drops(index: number): Record<string, number> {
@@ -286,7 +287,7 @@ export class VhostUserPort implements Port {
     return {
       index,
       direction: index % 2 === 1 ? 'rx' : 'tx',
-      kind: 'split',
+      kind: this.#device.packed ? 'packed' : 'split',
       size: setup?.size ?? 0,
       state: error !== null ? 'broken' : setup ? 'running' : 'stopped',
       enabled: vring.get('enabled') === 1,

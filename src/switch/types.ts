@@ -71,7 +71,7 @@ export interface QueueStatus {
   index: number;
   /** From the switch: `rx` takes packets from the guest, `tx` gives packets to the guest. */
   direction: 'rx' | 'tx';
-  kind: 'split';
+  kind: 'split' | 'packed';
   /** Descriptors; 0 before it is configured. */
   size: number;
   state: 'stopped' | 'running' | 'broken';

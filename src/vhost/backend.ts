@@ -305,9 +305,11 @@ export class BackendSession {
   #setNum(message: Message): undefined {
     const { index, num } = decodeVringState(message.payload);
     const vring = this.#vring(index);
-    if (num < 1 || num > MAX_VRING_SIZE || (num & (num - 1)) !== 0)
+    // A packed ring may have any number of entries (virtio 1.3, 2.8.10.1 only bounds it).
+    const wrong = !this.#packed && (num & (num - 1)) !== 0;
+    if (num < 1 || num > MAX_VRING_SIZE || wrong)
       throw new ProtocolError(
-        `queue ${index}: size ${num}, a power of 2 from 1 to ${MAX_VRING_SIZE} expected`,
+        `queue ${index}: size ${num}, ${this.#packed ? 'a number' : 'a power of 2'} from 1 to ${MAX_VRING_SIZE} expected`,
       );
     if (vring.running && num !== vring.size) throw running(index, 'size');
     vring.size = num;
@@ -331,7 +333,9 @@ export class BackendSession {
   #setBase(message: Message): undefined {
     const { index, num } = decodeVringState(message.payload);
     const vring = this.#vring(index);
-    if (num > MAX_BASE) throw new ProtocolError(`queue ${index}: base ${num}, at most ${MAX_BASE} expected`);
+    // Of a packed ring it holds both positions, each with its wrap counter.
+    if (num > MAX_BASE && !this.#packed)
+      throw new ProtocolError(`queue ${index}: base ${num}, at most ${MAX_BASE} expected`);
     if (vring.running && num !== vring.base) throw running(index, 'base');
     vring.base = num;
     return undefined;
@@ -405,6 +409,10 @@ export class BackendSession {
   async #update(index: number, change: VringChange): Promise<undefined> {
     await this.#device.updateVring(index, change);
     return undefined;
+  }
+
+  get #packed(): boolean {
+    return ((this.#features ?? 0n) & features.VIRTIO_F_RING_PACKED) !== 0n;
   }
 
   #vring(index: number): Vring {

@@ -8,14 +8,8 @@
 import type { Arena, PortStruct, Range, Structures, VringStruct } from '../arena/index.ts';
 import { closeFd, signal } from '../sys/index.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
-import {
-  AVAIL_ALIGN,
-  availLength,
-  DESC_ALIGN,
-  descLength,
-  USED_ALIGN,
-  usedLength,
-} from '../virtio/split-ring.ts';
+import * as packed from '../virtio/packed-ring.ts';
+import * as split from '../virtio/split-ring.ts';
 import type { Workers } from '../workers/workers.ts';
 import type { MemoryRegion, VhostUserDevice, VringChange, VringSetup } from './device.ts';
 import { MemoryTable } from './memory-table.ts';
@@ -27,6 +21,8 @@ const BROKEN = 2;
 
 /** VIRTQ_USED_F_NO_NOTIFY (2.7.10). */
 const NO_NOTIFY = 1;
+/** RING_EVENT_FLAGS_DISABLE (2.8.10). */
+const EVENT_DISABLE = 1;
 
 /** Vring.callRound of a ring that is in no list of calls. */
 const NO_ROUND = 0xffff_ffff;
@@ -37,13 +33,19 @@ const FLAGS = [
   [2, VIRTIO.VIRTIO_F_INDIRECT_DESC],
   [4, VIRTIO.VIRTIO_NET_F_MRG_RXBUF],
   [8, VIRTIO.VIRTIO_F_IN_ORDER],
+  [16, VIRTIO.VIRTIO_F_RING_PACKED],
 ] as const;
 
-/** The address space of a vring's ring, by Vring field. */
-const PARTS = [
-  ['desc', 'descUser', descLength, DESC_ALIGN, 'descriptor table'],
-  ['avail', 'availUser', availLength, AVAIL_ALIGN, 'available ring'],
-  ['used', 'usedUser', usedLength, USED_ALIGN, 'used ring'],
+/** The parts of a ring by Vring field: where the front-end names them, their bytes and alignment. */
+const SPLIT_PARTS = [
+  ['desc', 'descUser', split.descLength, split.DESC_ALIGN, 'descriptor table'],
+  ['avail', 'availUser', split.availLength, split.AVAIL_ALIGN, 'available ring'],
+  ['used', 'usedUser', split.usedLength, split.USED_ALIGN, 'used ring'],
+] as const;
+const PACKED_PARTS = [
+  ['desc', 'descUser', packed.descLength, packed.DESC_ALIGN, 'descriptor ring'],
+  ['avail', 'availUser', packed.eventLength, packed.EVENT_ALIGN, "driver's event suppression structure"],
+  ['used', 'usedUser', packed.eventLength, packed.EVENT_ALIGN, "device's event suppression structure"],
 ] as const;
 
 /** A sentence for each code of src/dataplane/errors.ts; `%` is the value that was wrong. */
@@ -135,6 +137,11 @@ export class NetDevice implements VhostUserDevice {
     this.#port.set('pairs', 0);
   }
 
+  /** The rings are packed ones. */
+  get packed(): boolean {
+    return (this.#acknowledged & VIRTIO.VIRTIO_F_RING_PACKED) !== 0n;
+  }
+
   get acknowledged(): bigint {
     return this.#acknowledged;
   }
@@ -165,6 +172,7 @@ export class NetDevice implements VhostUserDevice {
     q.error = null;
     try {
       this.#forgetTranslation(vring);
+      this.#checkBase(setup);
       this.#place(vring, setup);
     } catch (error) {
       q.setup = null;
@@ -180,8 +188,9 @@ export class NetDevice implements VhostUserDevice {
     vring.set('headerLength', modern ? 12 : 10);
     // A back-end that died could not say where it was: the used ring can, and what it had in work comes again.
     // (DPDK's virtio-user starts the rings of a back-end that came back with base 0.)
-    const used = this.#readUsedIdx(vring);
-    vring.set('lastAvail', used);
+    // A packed ring has no such place; the front-end then says it all (QEMU's higher half may be missing).
+    const used = this.packed ? setup.base >>> 16 || setup.base : this.#readUsedIdx(vring);
+    vring.set('lastAvail', this.packed ? setup.base & 0xffff : used);
     vring.set('usedIdx', used);
     vring.set('signalledValid', 0);
     vring.set('error', 0);
@@ -189,7 +198,8 @@ export class NetDevice implements VhostUserDevice {
     vring.set('callRound', NO_ROUND);
     vring.set('enabled', setup.enabled ? 1 : 0);
     // No kicks until a worker asks for them; for buffers to receive into, never (2.7.10: used.flags).
-    this.#arena.u8[vring.get('used')] = NO_NOTIFY;
+    if (this.packed) this.#arena.u32[vring.get('used') >>> 2] = EVENT_DISABLE << 16;
+    else this.#arena.u8[vring.get('used')] = NO_NOTIFY;
     vring.set('state', RUNNING);
     // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it.
     if (index % 2 === 1) {
@@ -240,7 +250,9 @@ export class NetDevice implements VhostUserDevice {
   async stopVring(index: number): Promise<number> {
     await this.#stop([this.queues[index]!]);
     this.#events.onRings();
-    return this.queues[index]!.vring.get('lastAvail');
+    const { vring } = this.queues[index]!;
+    const next = vring.get('lastAvail');
+    return this.packed ? (next | (vring.get('usedIdx') << 16)) >>> 0 : next;
   }
 
   /** Says nothing of the rings: whoever resets knows why. */
@@ -276,7 +288,7 @@ export class NetDevice implements VhostUserDevice {
 
   /** Finds the ring's parts in the arena. Throws an Error that names the part and what is wrong with it. */
   #place(vring: VringStruct, setup: VringSetup): void {
-    for (const [field, user, length, align, name] of PARTS) {
+    for (const [field, user, length, align, name] of this.packed ? PACKED_PARTS : SPLIT_PARTS) {
       const address = setup[user];
       const at = this.memory.fromUser(address, length(setup.size));
       const where = `${name} at user address 0x${address.toString(16)}, ${length(setup.size)} bytes`;
@@ -285,6 +297,15 @@ export class NetDevice implements VhostUserDevice {
         throw new Error(`${where}: not aligned to ${align} bytes`);
       }
       vring.set(field, at);
+    }
+  }
+
+  /** Of a packed ring the base holds places in the ring. */
+  #checkBase({ base, size }: VringSetup): void {
+    if (!this.packed) return;
+    const places = [base & 0x7fff, (base >>> 16) & 0x7fff];
+    if (places.some((place) => place >= size)) {
+      throw new Error(`base 0x${base.toString(16)} is outside of a packed ring of ${size} entries`);
     }
   }
 

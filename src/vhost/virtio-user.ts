@@ -23,10 +23,11 @@ import {
   signal,
 } from '../sys/index.ts';
 import { featureNames, features, vhostProtocolFeatures } from '../virtio/features.ts';
+import { packedLayout } from '../virtio/packed-ring.ts';
 import { splitLayout } from '../virtio/split-ring.ts';
 import { FrontendSession } from './frontend.ts';
 
-/** Everything that the driver can make use of. */
+/** Everything that the driver can make use of, but for packed rings, which are asked for. */
 export const DRIVER_FEATURES =
   features.VIRTIO_F_VERSION_1 |
   features.VIRTIO_F_ANY_LAYOUT |
@@ -45,6 +46,7 @@ const FLAGS = [
   [2, features.VIRTIO_F_INDIRECT_DESC],
   [4, features.VIRTIO_NET_F_MRG_RXBUF],
   [8, features.VIRTIO_F_IN_ORDER],
+  [16, features.VIRTIO_F_RING_PACKED],
 ] as const;
 
 const RING_FIELDS = [
@@ -75,8 +77,10 @@ export interface VirtioUserOptions {
   path: string;
   /** `client` (default) connects; `server` listens and waits for the back-end to connect. */
   role?: 'client' | 'server';
-  /** Descriptors of each ring, a power of 2 from 2 to 32768; default 256. */
+  /** Descriptors of each ring, 2 to 32768, of split rings a power of 2; default 256. */
   queueSize?: number;
+  /** Asks for packed rings (virtio 1.3, 2.8); default false. */
+  packed?: boolean;
   /** Feature bits to ask for; default: all that the driver knows. */
   features?: bigint;
   /** Bytes of a buffer, at least 64; default 2048. Without mergeable buffers a larger frame doesn't arrive. */
@@ -153,7 +157,7 @@ export class VirtioUser {
     const size = options.queueSize ?? 256;
     const bufferLength = options.bufferLength ?? 2048;
     const timeout = options.timeout ?? 5000;
-    checkOptions(size, bufferLength, options.segmentLength);
+    checkOptions(size, options.packed ?? false, bufferLength, options.segmentLength);
     const poller = sharedPoller();
     const undo: (() => unknown)[] = [() => poller.release()];
     try {
@@ -170,11 +174,17 @@ export class VirtioUser {
       });
       undo.push(() => session.close());
       const wanted = options.features ?? DRIVER_FEATURES;
-      const negotiated = await session.negotiate(wanted, DRIVER_PROTOCOL_FEATURES);
+      const negotiated = await session.negotiate(
+        options.packed ? wanted | features.VIRTIO_F_RING_PACKED : wanted,
+        DRIVER_PROTOCOL_FEATURES,
+      );
 
       shared ??= new Arena();
       const arena = shared;
-      const at = splitLayout(size);
+      const packed = (negotiated.features & features.VIRTIO_F_RING_PACKED) !== 0n;
+      if (!packed && !Number.isInteger(Math.log2(size)))
+        throw new RangeError(`queueSize ${size}: the back-end has split rings only, a power of 2 expected`);
+      const at = packed ? packedLayout(size) : splitLayout(size);
       const ringLength = roundUp(at.length, 4096);
       const queueLength = ringLength + roundUp(size * bufferLength, 4096) + size * TABLE_ENTRIES * 16;
       const pool = new Pool(arena, 'virtio-user', 2 * queueLength);
@@ -239,7 +249,8 @@ export class VirtioUser {
         const user = (offset: number) => arena.base + BigInt(offset);
         await session.setVring(index, {
           size,
-          base: 0,
+          // A packed ring begins with a wrap counter of 1 (2.8.1).
+          base: packed ? 0x8000 : 0,
           descUser: user(ring.get('desc')),
           usedUser: user(ring.get('used')),
           availUser: user(ring.get('avail')),
@@ -414,9 +425,15 @@ async function connect(options: VirtioUserOptions, lease: PollerLease, timeout: 
 }
 
 /** Throws a RangeError for what the rings can't be made of. */
-function checkOptions(size: number, bufferLength: number, segmentLength = bufferLength): void {
-  if (!Number.isInteger(Math.log2(size)) || size < 2 || size > 32768)
-    throw new RangeError(`queueSize ${size}: a power of 2 from 2 to 32768 expected`);
+function checkOptions(
+  size: number,
+  packed: boolean,
+  bufferLength: number,
+  segmentLength = bufferLength,
+): void {
+  const what = packed ? 'number' : 'power of 2';
+  if (!Number.isInteger(packed ? size : Math.log2(size)) || size < 2 || size > 32768)
+    throw new RangeError(`queueSize ${size}: a ${what} from 2 to 32768 expected`);
   if (!Number.isInteger(bufferLength) || bufferLength < 64 || bufferLength > MAX_BUFFER)
     throw new RangeError(`bufferLength ${bufferLength}: 64 to ${MAX_BUFFER} bytes expected`);
   if (!Number.isInteger(segmentLength) || segmentLength <= MAX_HEADER)

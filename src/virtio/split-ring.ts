@@ -1,7 +1,7 @@
 /** Sizes and alignments of the parts of a split virtqueue (virtio 1.3, 2.7). */
 
 /** Parts of a ring in memory: bytes from its start on, each aligned as the specification wants. */
-export interface SplitLayout {
+export interface RingLayout {
   desc: number;
   avail: number;
   used: number;
@@ -21,7 +21,7 @@ export const AVAIL_ALIGN = 2;
 export const USED_ALIGN = 4;
 
 /** A ring of `size` entries in one piece, the used ring on a cache line of its own. */
-export function splitLayout(size: number): SplitLayout {
+export function splitLayout(size: number): RingLayout {
   const avail = descLength(size);
   const used = Math.ceil((avail + availLength(size)) / 64) * 64;
   return { desc: 0, avail, used, length: used + usedLength(size) };

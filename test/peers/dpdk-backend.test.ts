@@ -13,6 +13,12 @@ const SIZES = [60, 64, 128, 129, 512, 1500, 1518, 4000, 8000];
 
 const WAYS: { name: string; options: Omit<VirtioUserOptions, 'path'> }[] = [
   { name: 'every feature', options: {} },
+  { name: 'packed', options: { packed: true } },
+  { name: 'packed, 257 entries', options: { packed: true, queueSize: 257 } },
+  {
+    name: 'packed, no IN_ORDER',
+    options: { packed: true, features: DRIVER_FEATURES & ~features.VIRTIO_F_IN_ORDER },
+  },
   { name: 'no IN_ORDER', options: { features: DRIVER_FEATURES & ~features.VIRTIO_F_IN_ORDER } },
   {
     name: 'no INDIRECT, no EVENT_IDX',

@@ -17,7 +17,7 @@ const SIZES = [64, 65, 127, 128, 129, 256, 512, 1024, 1500, 1518];
 /** Four buffers of DPDK's. */
 const CHAIN = 8000;
 
-/** The ways of the split ring through DPDK's driver, and whether a chain fits into what it receives into. */
+/** The ways through DPDK's driver, and whether a chain fits into what it receives into. */
 const PATHS: { name: string; options: Omit<VirtioUser, 'path'>; chains: boolean; rings: RegExp }[] = [
   { name: 'default', options: {}, chains: true, rings: /^split 256 mrg indirect in-order$/ },
   {
@@ -40,6 +40,37 @@ const PATHS: { name: string; options: Omit<VirtioUser, 'path'>; chains: boolean;
     rings: /^split 256 indirect$/,
   },
   { name: 'queue_size=256', options: { queueSize: 256, inOrder: false }, chains: true, rings: /^split 256 / },
+  {
+    name: 'packed',
+    options: { packed: true, inOrder: false },
+    chains: true,
+    rings: /^packed 256 mrg indirect$/,
+  },
+  {
+    name: 'packed, mrg_rxbuf=0',
+    options: { packed: true, inOrder: false, mrgRxbuf: false },
+    chains: false,
+    rings: /^packed 256 indirect$/,
+  },
+  { name: 'packed, in_order=1', options: { packed: true }, chains: true, rings: /^packed 256 .*in-order$/ },
+  {
+    name: 'packed, in_order=1, mrg_rxbuf=0',
+    options: { packed: true, mrgRxbuf: false },
+    chains: false,
+    rings: /^packed 256 indirect in-order$/,
+  },
+  {
+    name: 'packed, vectorized',
+    options: { packed: true, mrgRxbuf: false, vectorized: true },
+    chains: false,
+    rings: /^packed 256 indirect in-order$/,
+  },
+  {
+    name: 'packed, queue_size=1025',
+    options: { packed: true, queueSize: 1025 },
+    chains: true,
+    rings: /^packed 1025 /,
+  },
 ];
 
 test('DPDK guests keep their rings while the switch goes and comes back', {

@@ -1,7 +1,7 @@
-/** The driver's side of the data plane (split-driver.ts) over a port's rings, as a guest would have it. */
+/** The driver's side of the data plane (src/dataplane/driver.ts) over a port's rings, as a guest would have it. */
 import { fields, Struct } from '../../src/arena/index.ts';
 import { splitLayout } from '../../src/virtio/split-ring.ts';
-import { type Plane, type PlanePort, type PortOptions, roundUp } from './plane.ts';
+import { PACKED, type Plane, type PlanePort, type PortOptions, roundUp } from './plane.ts';
 
 const FIELDS = [
   'size', 'flags', 'desc', 'avail', 'used', 'bias', 'headerLength', 'buffers', 'bufferLength', 'segmentLength',
@@ -14,7 +14,7 @@ const FRAME_ROOM = 65600;
 export type DriverStruct = Struct<(typeof FIELDS)[number]>;
 
 export interface DriverOptions extends Omit<PortOptions, 'regions' | 'base'> {
-  /** Where the indices begin; for the ring to receive on the next lower multiple of its size. */
+  /** Where the indices of a split ring begin; for the ring to receive on the next lower multiple of its size. */
   base?: number;
   /** Bytes of a buffer; default 2048. */
   bufferLength?: number;
@@ -71,6 +71,12 @@ export class Driver {
       driver.set('tables', own + roundUp(size * bufferLength, 64));
       driver.set('tableEntries', tableEntries);
       plane.functions.prepareDriver(driver.at, index === 0 ? 1 : 0);
+      if ((options.flags ?? 0) & PACKED) {
+        // Places in the ring, which begins with a wrap counter of 1 (2.8.1).
+        vring.set('lastAvail', 0x8000);
+        vring.set('usedIdx', 0x8000);
+        return driver;
+      }
       driver.set('availIdx', (driver.get('availIdx') + base) & 0xffff);
       driver.set('published', base);
       driver.set('lastUsed', base);

@@ -26,6 +26,7 @@ export const EVENT_IDX = 1;
 export const INDIRECT = 2;
 export const MERGEABLE = 4;
 export const IN_ORDER = 8;
+export const PACKED = 16;
 
 /** Descriptor flags (virtio 1.3, 2.7.5). */
 export const NEXT = 1;

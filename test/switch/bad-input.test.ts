@@ -200,7 +200,7 @@ const MESSAGES: Attack[] = [
   single('a kick with two', /SET_VRING_KICK: 2 descriptors, 1 expected/, R.SET_VRING_KICK, m.encodeVringIndex(0, true), 2),
   single('a descriptor that it says does not come', /SET_VRING_CALL: 1 descriptor, 0 expected/, R.SET_VRING_CALL, m.encodeVringIndex(0, false), 1),
   single('a call that is no eventfd', /SET_VRING_CALL: queue 0: the descriptor is not an eventfd/, R.SET_VRING_CALL, m.encodeVringIndex(0, true), 1),
-  single('features that were not offered', /SET_FEATURES: VIRTIO_F_RING_PACKED not offered/, R.SET_FEATURES, m.encodeU64(features.VIRTIO_F_RING_PACKED)),
+  single('features that were not offered', /SET_FEATURES: VIRTIO_NET_F_RSS not offered/, R.SET_FEATURES, m.encodeU64(features.VIRTIO_NET_F_RSS)),
   single('queue 2 of 2', /SET_VRING_NUM: queue 2 does not exist, this device has 2/, R.SET_VRING_NUM, state(2, 64)),
   single('queue 0x10000', /queue 65536 does not exist/, R.SET_VRING_BASE, state(0x10000, 0)),
   single('queue 0xffffffff', /queue 4294967295 does not exist/, R.SET_VRING_ENABLE, state(0xffff_ffff, 1)),

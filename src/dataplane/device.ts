@@ -1,0 +1,54 @@
+/**
+ * The device's side of a virtqueue, whatever its format: split-device.ts or packed-device.ts.
+ *
+ * receive()   takes up to a burst of frames from the ring that the guest transmits on: first all descriptors,
+ *             then all snapshots, so that the processor overlaps the cache misses
+ * complete()  gives their buffers back
+ * transmit()  writes frames into the ring that the guest receives on
+ *
+ * A frame is copied once, from guest to guest; what a decision rests on is in the snapshot and is never read
+ * from guest memory again. The format is looked up once a burst.
+ */
+import { drop, DROP_NO_GUEST, header, PACKED, RUNNING, Vring } from './layout';
+import { acquire, release } from './lock';
+import * as packed from './packed-device';
+import * as split from './split-device';
+
+/** Takes frames from the ring into this worker's burst; returns how many. */
+export function receive(vring: Vring): u32 {
+  return vring.flags & PACKED ? packed.receive(vring) : split.receive(vring);
+}
+
+/** Gives the buffers of the burst back to the guest. */
+export function complete(vring: Vring, count: u32): void {
+  if (vring.flags & PACKED) packed.complete(vring, count);
+  else split.complete(vring, count);
+}
+
+/**
+ * Writes `count` frames of the burst to the ring that a guest receives on: all of them in order (`every`), or
+ * those named by the worker's list.
+ */
+export function transmit(vring: Vring, count: u32, every: bool): void {
+  if (vring.state != RUNNING || !vring.enabled) {
+    drop(vring, DROP_NO_GUEST, count);
+    return;
+  }
+  const shared = header().workerCount > 1;
+  const lock = changetype<usize>(vring) + offsetof<Vring>('lock');
+  if (shared) acquire(lock);
+  if (vring.flags & PACKED) packed.fill(vring, count, every);
+  else split.fill(vring, count, every);
+  if (shared) release(lock);
+}
+
+/** Asks the guest to kick from now on; true when frames came meanwhile. */
+export function arm(vring: Vring): bool {
+  return vring.flags & PACKED ? packed.arm(vring) : split.arm(vring);
+}
+
+/** Tells the guest that no kick is needed. */
+export function disarm(vring: Vring): void {
+  if (vring.flags & PACKED) packed.disarm(vring);
+  else split.disarm(vring);
+}
