@@ -1,5 +1,6 @@
 /**
- * Descriptor chains of a split virtqueue (virtio 1.3, 2.7.5): from a head to the pieces of memory it names.
+ * From buffers to the pieces of memory they name: the descriptor chains of a split virtqueue (virtio 1.3, 2.7.5),
+ * and what both formats of ring need for that.
  * Each descriptor is read once into locals; nothing is looked at twice, so a guest that rewrites a descriptor
  * meanwhile gains nothing.
  */

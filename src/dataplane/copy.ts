@@ -3,11 +3,6 @@
 // Above this the engine's own memory.copy is faster (it uses the widest registers of the processor).
 const LARGE: u32 = 512;
 
-@inline
-export function copy16(to: usize, from: usize): void {
-  v128.store(to, v128.load(from));
-}
-
 /** 64 bytes: all loads before the first store. */
 @inline
 export function copy64(to: usize, from: usize): void {

@@ -63,7 +63,6 @@ export function prepare(ring: DriverRing): void {
 }
 
 export function post(ring: DriverRing, index: u32): void {
-  // A lap must end in view of the device: the position after it looks like the first hidden one.
   write(ring, ring.bias + <u64>bufferOf(ring, index), ring.bufferLength, index, WRITE);
   lend(ring, index, 1, 1);
 }

@@ -361,6 +361,9 @@ export class BackendSession {
     if (this.#features === undefined) throw missing(index, 'SET_FEATURES');
     if (this.#memory.length === 0) throw missing(index, 'SET_MEM_TABLE');
     if (size === 0) throw missing(index, 'SET_VRING_NUM');
+    // The size may have been set while packed rings were acknowledged, and they are not any more.
+    if (!this.#packed && (size & (size - 1)) !== 0)
+      throw new ProtocolError(`queue ${index}: size ${size}, a power of 2 expected of a split ring`);
     if (!address) throw missing(index, 'SET_VRING_ADDR');
     const { base, callFd } = vring;
     const errFd = copyOf(vring.errFd);

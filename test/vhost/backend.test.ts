@@ -199,6 +199,24 @@ describe('what front-ends do', () => {
     await session.closed;
   });
 
+  test('a size that only packed rings may have starts no split ring', async () => {
+    const device = new RecordingDevice();
+    device.features = OFFERED | features.VIRTIO_F_RING_PACKED;
+    const { end, session } = serve(poller, device);
+    await negotiate(end, { bits: device.features });
+    share(end);
+    end.message(R.SET_VRING_NUM, state(0, 3), { flags: ACK });
+    assert.equal(await acknowledged(end, R.SET_VRING_NUM), 0n);
+    end.message(R.SET_FEATURES, m.encodeU64(OFFERED));
+    end.message(R.SET_VRING_ADDR, address(0));
+    end.message(R.SET_VRING_KICK, m.encodeVringIndex(0, true), { flags: ACK, fds: [g.kick] });
+    assert.equal(await acknowledged(end, R.SET_VRING_KICK), 1n);
+    assert.equal(session.lastError, 'SET_VRING_KICK: queue 0: size 3, a power of 2 expected of a split ring');
+    assert.equal(session.queues[0]!.running, false);
+    end.close();
+    await session.closed;
+  });
+
   test('starting and ending logging is the one change of features that a running queue takes', async () => {
     const device = new RecordingDevice();
     device.features = OFFERED | features.VHOST_F_LOG_ALL;
