@@ -5,6 +5,8 @@
  */
 import { Testpmd, virtioUser } from '../test/peers/dpdk.ts';
 import { cpuSeconds } from '../test/peers/process.ts';
+import type { Distance } from './distance.ts';
+import { percentile } from './report.ts';
 
 export const RING = 1024;
 /** The switch has this CPU to itself, the guests have the other. */
@@ -14,15 +16,18 @@ export const GUEST_CPU = 1;
 export const BURSTS = 4;
 
 const MACS = ['52:54:00:00:00:01', '52:54:00:00:00:02'] as const;
-/**
- * A first burst is lost when its port's peer isn't up yet: starts of the guests until both directions run. Also
- * measured windows until nothing else ran on the two CPUs; the last one counts, and its share is reported.
- */
+/** A first burst is lost when its port's peer isn't up yet: starts of the guests until both directions run. */
 const ATTEMPTS = 5;
 /** Seconds before the first measured window. */
 const WARM_UP = 0.5;
+/** Seconds of a window. The distance of the CPUs stays the same for some seconds. */
+const WINDOW = 0.4;
+/** Windows are added until those with near CPUs make up the seconds asked for, up to this many times as many. */
+const PATIENCE = 3;
 /** Share of its CPU that the switch and the guests must have had: below that, something else ran there. */
-export const UNDISTURBED = 0.97;
+const UNDISTURBED = 0.97;
+/** The kernel counts CPU time in steps of so many seconds. */
+const TICK = 0.01;
 
 /** A switch with vhost-user ports on sockets that listen. */
 export interface Subject {
@@ -34,85 +39,142 @@ export interface Subject {
 export interface LoadOptions {
   /** Bytes of a frame. */
   size: number;
-  seconds: number;
+  /** Bursts of 32 packets that circulate in each direction. */
   bursts: number;
+  /** Of the two CPUs. */
+  distance: Distance;
 }
 
+export type Place = 'near' | 'far';
+
 export interface Load {
-  /** Packets a second, both directions summed. */
-  rate: number;
+  /**
+   * Packets a second, both directions summed: the median of the windows in which the two CPUs were near each other,
+   * and of those in which they were far. Absent without such a window.
+   */
+  near?: number;
+  far?: number;
+  /** Windows that count, and those left out because others took part of a CPU or the distance changed. */
+  windows: { near: number; far: number; left: number };
   /** Where the switch counts them itself. */
   cyclesPerPacket?: number;
-  /** Share of its CPU that the switch or the guests had, whichever had less: 1 on an otherwise quiet machine. */
-  cpuShare: number;
   /** What the guests' drivers negotiated. */
   features: bigint;
   /** DPDK's version. */
   dpdk: string;
 }
 
-/** Runs the load between the two sockets; guests that stand still are started again. */
-export async function load(
-  subject: Subject,
-  sockets: readonly [string, string],
-  options: LoadOptions,
-  say: (line: string) => void,
-): Promise<Load> {
-  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-    const found = await circulate(subject, sockets, options, say);
-    if (found !== undefined) return found;
-    say(`${subject.name}, ${options.size} B: a direction carries nothing, again`);
+/** Measures loads that all run already, window by window in turn, each while the others are frozen. */
+export async function measure(loads: RunningLoad[], seconds: number): Promise<Load[]> {
+  const wanted = Math.ceil(seconds / WINDOW);
+  for (let round = 0; round < wanted * PATIENCE; round++) {
+    for (const load of loads) await load.window();
+    if (loads.every((load) => load.windows.near >= wanted)) break;
   }
-  throw new Error(`${subject.name}: a direction carried nothing, ${ATTEMPTS} times`);
+  const results: Load[] = [];
+  for (const load of loads) results.push(await load.result());
+  return results;
 }
 
-/** Undefined when one direction stands still. */
-async function circulate(
-  subject: Subject,
-  sockets: readonly [string, string],
-  { size, seconds, bursts }: LoadOptions,
-  say: (line: string) => void,
-): Promise<Load | undefined> {
-  await using guests = await Testpmd.start({
-    cpu: GUEST_CPU,
-    vdevs: sockets.map((path, index) => virtioUser(index, { path, mac: MACS[index], queueSize: RING })),
-    args: ['--forward-mode=mac', `--eth-peer=0,${MACS[1]}`, `--eth-peer=1,${MACS[0]}`, `--txpkts=${size}`],
-  });
-  await guests.waitForLinks();
-  await guests.command(`start tx_first ${bursts}`);
-  let measured = await window(subject, guests, WARM_UP);
-  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
-    if (measured.rates.some((rate) => rate === 0)) return undefined;
-    measured = await window(subject, guests, seconds);
-    if (measured.cpuShare >= UNDISTURBED) break;
-    say(`${subject.name}, ${size} B: others took ${percent(1 - measured.cpuShare)} of a CPU`);
+export class RunningLoad {
+  readonly windows = { near: 0, far: 0, left: 0 };
+  readonly #subject: Subject;
+  readonly #guests: Testpmd;
+  readonly #distance: Distance;
+  readonly #rates: Record<Place, number[]> = { near: [], far: [] };
+
+  private constructor(subject: Subject, guests: Testpmd, distance: Distance) {
+    this.#subject = subject;
+    this.#guests = guests;
+    this.#distance = distance;
   }
-  if (measured.rates.some((rate) => rate === 0)) return undefined;
-  const cyclesPerPacket = await subject.cyclesPerPacket?.(0.5);
-  return {
-    rate: measured.rates.reduce((sum, rate) => sum + rate, 0),
-    cpuShare: measured.cpuShare,
-    features: guests.features()[0] ?? 0n,
-    dpdk: guests.version,
-    ...(cyclesPerPacket === undefined ? {} : { cyclesPerPacket }),
-  };
-}
 
-/** What each guest received a second, and the least share of a CPU that the switch and the guests had meanwhile. */
-async function window(
-  subject: Subject,
-  guests: Testpmd,
-  seconds: number,
-): Promise<{ rates: number[]; cpuShare: number }> {
-  const pids = [subject.pid, guests.child.pid];
-  const before = pids.map(cpuSeconds);
-  const start = performance.now();
-  const rates = await guests.rates(seconds);
-  const wall = (performance.now() - start) / 1000;
-  const shares = pids.map((pid, index) => (cpuSeconds(pid) - (before[index] ?? 0)) / wall);
-  return { rates, cpuShare: Math.min(1, ...shares) };
-}
+  /** Starts the guests until both directions run, and leaves all frozen. */
+  static async start(
+    subject: Subject,
+    sockets: readonly [string, string],
+    { size, bursts, distance }: LoadOptions,
+    say: (line: string) => void,
+  ): Promise<RunningLoad> {
+    for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+      const guests = await Testpmd.start({
+        cpu: GUEST_CPU,
+        vdevs: sockets.map((path, index) => virtioUser(index, { path, mac: MACS[index], queueSize: RING })),
+        args: [
+          '--forward-mode=mac',
+          `--eth-peer=0,${MACS[1]}`,
+          `--eth-peer=1,${MACS[0]}`,
+          `--txpkts=${size}`,
+        ],
+      });
+      await guests.waitForLinks();
+      await guests.command(`start tx_first ${bursts}`);
+      const rates = await guests.rates(WARM_UP);
+      if (rates.every((rate) => rate > 0)) {
+        const running = new RunningLoad(subject, guests, distance);
+        running.#signal('SIGSTOP');
+        return running;
+      }
+      say(`${subject.name}, ${size} B: a direction carries nothing, again`);
+      await guests.close();
+    }
+    throw new Error(`${subject.name}: a direction carried nothing, ${ATTEMPTS} times`);
+  }
 
-export function percent(share: number): string {
-  return `${(100 * share).toFixed(0)} %`;
+  /** Runs for a window, and probes the distance before and after while everything stands still. */
+  async window(): Promise<void> {
+    const before = await this.#place();
+    this.#signal('SIGCONT');
+    const pids = this.#pids();
+    const used = pids.map(cpuSeconds);
+    const start = performance.now();
+    const rates = await this.#guests.rates(WINDOW);
+    const wall = (performance.now() - start) / 1000;
+    const shares = pids.map((pid, index) => (cpuSeconds(pid) + TICK - (used[index] ?? 0)) / wall);
+    this.#signal('SIGSTOP');
+    if (Math.min(...shares) < UNDISTURBED || before !== (await this.#place())) {
+      this.windows.left++;
+      return;
+    }
+    if (rates.some((rate) => rate === 0)) throw new Error(`${this.#subject.name}: a direction stands still`);
+    this.windows[before]++;
+    this.#rates[before].push(rates.reduce((sum, rate) => sum + rate, 0));
+  }
+
+  async result(): Promise<Load> {
+    this.#signal('SIGCONT');
+    const cyclesPerPacket = await this.#subject.cyclesPerPacket?.(0.5);
+    this.#signal('SIGSTOP');
+    const { near, far } = this.#rates;
+    return {
+      ...(near.length > 0 ? { near: percentile(near, 50) } : {}),
+      ...(far.length > 0 ? { far: percentile(far, 50) } : {}),
+      windows: this.windows,
+      features: this.#guests.features()[0] ?? 0n,
+      dpdk: this.#guests.version,
+      ...(cyclesPerPacket === undefined ? {} : { cyclesPerPacket }),
+    };
+  }
+
+  /** Ends the guests; the switch runs on. */
+  async close(): Promise<void> {
+    this.#signal('SIGCONT');
+    await this.#guests.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #place(): Promise<Place> {
+    return this.#distance.near(await this.#distance.probe()) ? 'near' : 'far';
+  }
+
+  #pids(): number[] {
+    return [this.#subject.pid, this.#guests.child.pid];
+  }
+
+  #signal(signal: NodeJS.Signals): void {
+    for (const pid of this.#pids()) process.kill(pid, signal);
+  }
 }

@@ -5,7 +5,8 @@
 import { join } from 'node:path';
 import { VirtioUser } from '../src/vhost/virtio-user.ts';
 import { skipWithout } from '../test/peers/available.ts';
-import { BURSTS, load, SWITCH_CPU } from './load.ts';
+import { Distance } from './distance.ts';
+import { BURSTS, GUEST_CPU, measure, RunningLoad, SWITCH_CPU } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, writeSection } from './report.ts';
 import { Vireo } from './vireo.ts';
 
@@ -25,13 +26,15 @@ export async function ports(turns: number, seconds: number, say: (line: string) 
   const missing = skipWithout('dpdk');
   if (missing !== false) throw new Error(missing);
   const costs: Record<number, number[]> = {};
+  const distance = await Distance.between([SWITCH_CPU, GUEST_CPU]);
   for (let turn = 0; turn < turns; turn++) {
     for (const count of COUNTS) {
-      const cost = await measure(count, seconds, say);
-      costs[count] = [...(costs[count] ?? []), cost];
-      say(`turn ${turn + 1} of ${turns}: ${count} ports, ${cost.toFixed(1)} ns a packet`);
+      const found = await cost(count, seconds, distance, say);
+      costs[count] = [...(costs[count] ?? []), found];
+      say(`turn ${turn + 1} of ${turns}: ${count} ports, ${found.toFixed(1)} ns a packet`);
     }
   }
+  await distance.close();
   const [few = [], many = []] = COUNTS.map((count) => costs[count]);
   return {
     machine: machine(),
@@ -41,7 +44,12 @@ export async function ports(turns: number, seconds: number, say: (line: string) 
   };
 }
 
-async function measure(count: number, seconds: number, say: (line: string) => void): Promise<number> {
+async function cost(
+  count: number,
+  seconds: number,
+  distance: Distance,
+  say: (line: string) => void,
+): Promise<number> {
   const names = Array.from({ length: count }, (_, index) => `p${index}`);
   await using vireo = await Vireo.start({ ports: names, poll: 'busy', cpu: SWITCH_CPU });
   const paths = names.map((name) => join(vireo.directory, name));
@@ -50,8 +58,14 @@ async function measure(count: number, seconds: number, say: (line: string) => vo
     for (const path of paths.slice(2)) quiet.push(await VirtioUser.open({ path }));
     const subject = { name: `${count} ports`, pid: vireo.child.pid };
     const [one = '', two = ''] = paths;
-    const found = await load(subject, [one, two], { size: SIZE, seconds, bursts: BURSTS }, say);
-    return 1e9 / found.rate;
+    await using load = await RunningLoad.start(
+      subject,
+      [one, two],
+      { size: SIZE, bursts: BURSTS, distance },
+      say,
+    );
+    const [found] = await measure([load], seconds);
+    return 1e9 / (found?.near ?? found?.far ?? Number.NaN);
   } finally {
     for (const device of quiet) await device.close();
   }

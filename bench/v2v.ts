@@ -10,7 +10,17 @@ import { ovsVswitchd, skipWithout } from '../test/peers/available.ts';
 import { Testpmd, vhost } from '../test/peers/dpdk.ts';
 import { Ovs } from '../test/peers/ovs.ts';
 import { scratch } from '../test/peers/process.ts';
-import { GUEST_CPU, type Load, load, percent, RING, type Subject, SWITCH_CPU, UNDISTURBED } from './load.ts';
+import { Distance } from './distance.ts';
+import {
+  GUEST_CPU,
+  type Load,
+  measure,
+  type Place,
+  RING,
+  RunningLoad,
+  type Subject,
+  SWITCH_CPU,
+} from './load.ts';
 import { machine, type Spread, showSpread, spread, table, version, writeSection } from './report.ts';
 import { program, Vireo } from './vireo.ts';
 
@@ -66,14 +76,23 @@ const TITLES: Record<SubjectName, string> = {
   ovs: 'Open vSwitch with DPDK, learning',
 };
 
+const PLACES: Place[] = ['near', 'far'];
+const PLACE: Record<Place, string> = {
+  near: 'The two CPUs near each other',
+  far: 'The two CPUs far from each other',
+};
+
 export interface Options {
   turns: number;
-  /** Measured seconds of each run. */
+  /** Measured seconds of each run, with near CPUs. */
   seconds: number;
   /** Bursts of 32 packets that circulate in each direction. */
   bursts: number;
   subjects: SubjectName[];
 }
+
+/** By subject and size. */
+type Figures = Partial<Record<SubjectName, Record<number, Spread>>>;
 
 interface Run extends Omit<Load, 'features'> {
   subject: SubjectName;
@@ -89,10 +108,10 @@ export interface Result {
   options: Options;
   ringSize: number;
   runs: Run[];
-  /** Millions of packets a second, by subject and size. */
-  rates: Partial<Record<SubjectName, Record<number, Spread>>>;
-  /** Vireo's rate to the peer's, of each turn, by peer and size. */
-  ratios: Partial<Record<SubjectName, Record<number, Spread>>>;
+  /** Millions of packets a second. */
+  rates: Record<Place, Figures>;
+  /** Vireo's rate to the peer's, of each turn. */
+  ratios: Record<Place, Figures>;
   features: Partial<Record<SubjectName, string[]>>;
 }
 
@@ -102,63 +121,101 @@ export async function v2v(options: Options, say: (line: string) => void): Promis
   if (options.subjects.includes('vireo') && !existsSync(program)) {
     throw new Error(`${program} is not built: run "npm run build"`);
   }
+  const distance = await Distance.between([SWITCH_CPU, GUEST_CPU]);
+  try {
+    return summarize(options, await turns(options, distance, say));
+  } finally {
+    await distance.close();
+  }
+}
+
+async function turns(options: Options, distance: Distance, say: (line: string) => void): Promise<Run[]> {
   const runs: Run[] = [];
   for (let turn = 0; turn < options.turns; turn++) {
     for (const size of SIZES) {
       // Whoever comes first in one turn comes later in the next: warmth of the machine favours none.
       const first = turn % options.subjects.length;
       const order = [...options.subjects.slice(first), ...options.subjects.slice(0, first)];
-      for (const subject of order) {
-        const run = { subject, turn, size, ...(await measure(subject, size, options, say)) };
+      const found = await together(order, size, options, distance, say);
+      for (const [index, { features, ...load }] of found.entries()) {
+        const names = featureNames(features).map((name) => name.replace(/^VIRTIO_(NET_)?F_/, ''));
+        const run = { subject: order[index] as SubjectName, turn, size, ...load, features: names };
         runs.push(run);
-        say(`turn ${turn + 1} of ${options.turns}: ${size} B ${subject} ${(run.rate / 1e6).toFixed(2)} Mpps`);
+        say(`turn ${turn + 1} of ${options.turns}: ${size} B ${run.subject} ${line(run)}`);
       }
     }
   }
-  return summarize(options, runs);
+  return runs;
 }
 
-async function measure(
-  subject: SubjectName,
+/** Starts every switch with its guests and measures them in turn. */
+async function together(
+  names: SubjectName[],
   size: number,
   { seconds, bursts }: Options,
+  distance: Distance,
   say: (line: string) => void,
-): Promise<Omit<Run, 'subject' | 'turn' | 'size'>> {
-  const running = await subjects[subject]();
+): Promise<Load[]> {
+  const running: { switch: Running; load?: RunningLoad }[] = [];
   try {
-    const sockets = [join(running.directory, 'a'), join(running.directory, 'b')] as const;
-    const { features, ...found } = await load(running, sockets, { size, seconds, bursts }, say);
-    const names = featureNames(features).map((name) => name.replace(/^VIRTIO_(NET_)?F_/, ''));
-    return { ...found, features: names };
+    for (const name of names) {
+      const subject: (typeof running)[number] = { switch: await subjects[name]() };
+      running.push(subject);
+      const sockets = [join(subject.switch.directory, 'a'), join(subject.switch.directory, 'b')] as const;
+      subject.load = await RunningLoad.start(subject.switch, sockets, { size, bursts, distance }, say);
+    }
+    return await measure(
+      running.flatMap(({ load }) => load ?? []),
+      seconds,
+    );
   } finally {
-    await running.close();
+    for (const subject of running) {
+      await subject.load?.close();
+      await subject.switch.close();
+    }
   }
+}
+
+function line({ near, far, windows }: Run): string {
+  const figure = (rate: number | undefined, count: number) =>
+    rate === undefined ? 'none' : `${(rate / 1e6).toFixed(2)} Mpps (${count})`;
+  return `near ${figure(near, windows.near)}, far ${figure(far, windows.far)}`;
 }
 
 function summarize(options: Options, runs: Run[]): Result {
   const of = (subject: SubjectName, size: number) =>
     runs.filter((run) => run.subject === subject && run.size === size);
+  /** Of the sizes of which there is a figure. */
   const bySize = (values: (size: number) => number[]) =>
-    Object.fromEntries(SIZES.map((size) => [size, spread(values(size))]));
+    Object.fromEntries(
+      SIZES.map((size) => [size, values(size).filter((value) => !Number.isNaN(value))] as const)
+        .filter(([, found]) => found.length > 0)
+        .map(([size, found]) => [size, spread(found)]),
+    );
+  const rate = (subject: SubjectName, size: number, place: Place) =>
+    of(subject, size).map((run) => run[place] ?? Number.NaN);
   const result: Result = {
     machine: machine(),
     versions: { dpdk: runs[0]?.dpdk ?? 'unknown' },
     options,
     ringSize: RING,
     runs,
-    rates: {},
-    ratios: {},
+    rates: { near: {}, far: {} },
+    ratios: { near: {}, far: {} },
     features: {},
   };
   if (options.subjects.includes('ovs')) result.versions.ovs = version(ovsVswitchd);
   for (const subject of options.subjects) {
-    result.rates[subject] = bySize((size) => of(subject, size).map((run) => run.rate / 1e6));
     const features = runs.find((run) => run.subject === subject)?.features;
     if (features !== undefined) result.features[subject] = features;
-    if (subject === 'vireo' || !options.subjects.includes('vireo')) continue;
-    result.ratios[subject] = bySize((size) =>
-      of('vireo', size).map((run, turn) => run.rate / (of(subject, size)[turn]?.rate ?? Number.NaN)),
-    );
+    for (const place of PLACES) {
+      result.rates[place][subject] = bySize((size) => rate(subject, size, place).map((value) => value / 1e6));
+      if (subject === 'vireo' || !options.subjects.includes('vireo')) continue;
+      result.ratios[place][subject] = bySize((size) => {
+        const peer = rate(subject, size, place);
+        return rate('vireo', size, place).map((value, turn) => value / (peer[turn] ?? Number.NaN));
+      });
+    }
   }
   return result;
 }
@@ -167,13 +224,16 @@ function summarize(options: Options, runs: Run[]): Result {
 export function render(result: Result): string {
   const { options } = result;
   const header = ['', ...SIZES.map((size) => `${size} B`)];
-  const rows = (part: Result['rates']) =>
-    options.subjects.flatMap((subject) => {
-      const found = part[subject];
-      if (found === undefined) return [];
-      const title = part === result.ratios ? `Vireo / ${TITLES[subject]}` : TITLES[subject];
-      return [[title, ...SIZES.map((size) => showSpread(found[size] as Spread))]];
-    });
+  const rows = (figures: Figures, title: (subject: SubjectName) => string) =>
+    options.subjects
+      .filter((subject) => Object.keys(figures[subject] ?? {}).length > 0)
+      .map((subject) => [
+        title(subject),
+        ...SIZES.map((size) => {
+          const found = figures[subject]?.[size];
+          return found === undefined ? '' : showSpread(found);
+        }),
+      ]);
   const cycles = options.subjects.flatMap((subject) => {
     const cells = SIZES.map((size) => {
       const values = result.runs
@@ -183,18 +243,21 @@ export function render(result: Result): string {
     });
     return cells.some((cell) => cell !== '') ? [[TITLES[subject], ...cells]] : [];
   });
-  const parts = [
-    `Millions of packets a second through the switch, both directions summed: median (least to most) of ${options.turns} turns of ${options.seconds} s.`,
-    table(header, rows(result.rates)),
-  ];
-  const ratios = rows(result.ratios);
-  if (ratios.length > 0) parts.push('Ratios within a turn:', table(header, ratios));
-  const disturbed = result.runs.filter((run) => run.cpuShare < UNDISTURBED).length;
-  if (disturbed > 0) {
+  const parts: string[] = [];
+  for (const place of PLACES) {
+    const rates = rows(result.rates[place], (subject) => TITLES[subject]);
+    if (rates.length === 0) continue;
     parts.push(
-      `Others took more than ${percent(1 - UNDISTURBED)} of a CPU in ${disturbed} of ${result.runs.length} runs.`,
+      `${PLACE[place]}. Millions of packets a second through the switch, both directions summed: median (least to most) of ${options.turns} turns.`,
+      table(header, rates),
     );
+    const ratios = rows(result.ratios[place], (subject) => `Vireo / ${TITLES[subject]}`);
+    if (ratios.length > 0) parts.push('Ratios within a turn:', table(header, ratios));
   }
+  const counted = (place: Place | 'left') => result.runs.reduce((sum, run) => sum + run.windows[place], 0);
+  parts.push(
+    `${counted('near')} windows near, ${counted('far')} far; ${counted('left')} left out, in which the distance changed or something else took part of a CPU.`,
+  );
   if (cycles.length > 0) {
     parts.push(
       'Cycles a packet on the switch’s core, as the peer itself counts them:',
@@ -215,7 +278,7 @@ export function document(result: Result): void {
     [
       '## Guest to guest',
       `Machine: ${result.machine}. Peers: DPDK ${dpdk}${ovs === undefined ? '' : `, Open vSwitch ${ovs}`}.`,
-      `Method: one testpmd with two virtio-user ports (split rings of ${result.ringSize}) is both guests, on CPU ${GUEST_CPU}; the switch has CPU ${SWITCH_CPU}. ${result.options.bursts * 32} packets circulate in each direction. Each turn runs every switch once at every size, each with fresh processes, one after the other. \`npm run bench -- v2v\` repeats it.`,
+      `Method: one testpmd with two virtio-user ports (split rings of ${result.ringSize}) is both guests, on CPU ${GUEST_CPU}; the switch has CPU ${SWITCH_CPU}. ${result.options.bursts * 32} packets circulate in each direction. Each turn runs every switch at every size with fresh processes: all are started, and then run in turn, the others frozen. \`npm run bench -- v2v\` repeats it.`,
       render(result),
       `Negotiated:\n\n${negotiated.join('\n')}`,
     ].join('\n\n'),
