@@ -11,42 +11,9 @@ import type { PortDetail, PortSpec, PortState, PortStatus, QueueStatus, Role } f
 import { acceptUnix, closeFd, connectUnix, EPOLLIN, listenUnix } from '../sys/index.ts';
 import { BackendSession } from '../vhost/backend.ts';
 import { DROP_REASONS, NetDevice } from '../vhost/net-device.ts';
-import {
-  featureNames,
-  features,
-  vhostProtocolFeatureNames,
-  vhostProtocolFeatures,
-} from '../virtio/features.ts';
+import { featureNames, features, vhostProtocolFeatureNames } from '../virtio/features.ts';
+import { missingFeatures, offeredFeatures } from './features.ts';
 import type { Port, PortContext } from './port.ts';
-
-const OFFERED =
-  features.VIRTIO_F_VERSION_1 |
-  features.VIRTIO_F_ANY_LAYOUT |
-  features.VIRTIO_F_INDIRECT_DESC |
-  features.VIRTIO_F_EVENT_IDX |
-  features.VIRTIO_F_IN_ORDER |
-  features.VIRTIO_F_RING_PACKED |
-  features.VIRTIO_NET_F_MRG_RXBUF |
-  features.VHOST_USER_F_PROTOCOL_FEATURES;
-
-const OFFERED_PROTOCOL =
-  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ | vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK;
-
-/** What a guest usually wants, and the option of QEMU's device that asks for it where one does. */
-const WANTED: readonly [keyof typeof features, string?][] = [
-  ['VIRTIO_F_VERSION_1', 'disable-modern=off'],
-  ['VIRTIO_NET_F_MRG_RXBUF', 'mrg_rxbuf=on'],
-  ['VIRTIO_F_INDIRECT_DESC', 'indirect_desc=on'],
-  ['VIRTIO_F_EVENT_IDX', 'event_idx=on'],
-  ['VIRTIO_F_IN_ORDER', 'in_order=on'],
-  ['VIRTIO_F_RING_PACKED', 'packed=on'],
-  ['VIRTIO_NET_F_CSUM'],
-  ['VIRTIO_NET_F_GUEST_CSUM'],
-  ['VIRTIO_NET_F_HOST_TSO4'],
-  ['VIRTIO_NET_F_GUEST_TSO4'],
-  ['VIRTIO_NET_F_MQ'],
-  ['VIRTIO_NET_F_CTRL_VQ'],
-];
 
 /** Milliseconds between two dials: doubled from the first to the last. */
 const FIRST_REDIAL = 50;
@@ -86,8 +53,7 @@ export class VhostUserPort implements Port {
       }
       this.#device = new NetDevice({
         ...context,
-        features: OFFERED,
-        protocolFeatures: OFFERED_PROTOCOL,
+        ...offeredFeatures(spec.features),
         events: {
           onRings: () => {
             const broken = this.#device.queues.find((q) => q.error !== null);
@@ -252,12 +218,7 @@ export class VhostUserPort implements Port {
     const offered = this.#device.features;
     const acknowledged = this.#device.acknowledged;
     const connected = this.#device.queues.some((q) => q.setup !== null);
-    const missing = WANTED.filter(([name]) => !(acknowledged & features[name])).map(([name, option]) => {
-      if (!(offered & features[name])) return { name, reason: 'Vireo does not offer it yet' };
-      if (!connected) return { name, reason: 'no guest has negotiated yet' };
-      const hint = option ? `; QEMU's device takes ${option}` : '';
-      return { name, reason: `the guest or its front-end did not acknowledge it${hint}` };
-    });
+    const missing = missingFeatures({ offered, acknowledged, connected });
     const drops: Record<string, number> = {};
     for (const index of this.#device.queues.keys()) {
       for (const [reason, n] of Object.entries(this.#drops(index))) drops[reason] = (drops[reason] ?? 0) + n;

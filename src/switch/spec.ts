@@ -7,6 +7,7 @@
  * A comma that belongs to the target is written twice there, as in QEMU's options.
  */
 import { z } from 'zod';
+import { choiceFaults, featureWords } from '../ports/features.ts';
 import { SwitchError } from './errors.ts';
 import type { PortSpec, SwitchOptions } from './types.ts';
 
@@ -24,6 +25,8 @@ const EXAMPLE = 'vm1=vhost-user:/tmp/vm1.sock,role=client';
 /** Bytes of a path in `struct sockaddr_un`, the final zero apart: unix(7). */
 const MAX_SOCKET_PATH = 107;
 const MAX_ADDRESSES = 65_536;
+/** Unknown keys and words are told up to here: whoever sends more has another problem. */
+const MOST_UNKNOWN_KEYS = 20;
 
 /** A value as an error shows it: short, on one line. */
 function show(value: unknown): string {
@@ -62,6 +65,15 @@ const socketPath = (() => {
   return z.string(told).refine(fits, told);
 })();
 
+const featureChoice = z
+  .string(expected('features with a sign each, such as "-packed,-in-order"'))
+  .superRefine((choice, context) => {
+    const faults = choiceFaults(choice).slice(0, MOST_UNKNOWN_KEYS);
+    if (faults.length === 0) return;
+    const known = `a port's features are ${featureWords.join(', ')}`;
+    context.addIssue({ code: 'custom', message: `${faults.join('; ')}; ${known}` });
+  });
+
 const portObject = z.strictObject(
   {
     name: name("a port's", 'vm1'),
@@ -69,6 +81,7 @@ const portObject = z.strictObject(
     target: socketPath,
     role: z.enum(['server', 'client'], expected('"server" or "client"')).optional(),
     maxAddresses: wholeNumber(1, MAX_ADDRESSES).optional(),
+    features: featureChoice.optional(),
   },
   expected(`a port: a map with name, type and target, or one line such as "${EXAMPLE}"`),
 );
@@ -151,7 +164,13 @@ function split(text: string): Record<string, unknown> {
   if (match === null) throw new Error(`expected NAME=TYPE:TARGET, such as "${EXAMPLE}", found ${show(head)}`);
 
   const fields: Record<string, unknown> = { name: match[1], type: match[2], target: match[3] };
+  let last = '';
   for (const option of options) {
+    // A list goes on with words that have a sign, which no key has: features=-packed,-in-order.
+    if (last === 'features' && /^[+-]/.test(option)) {
+      fields.features = `${fields.features},${option}`;
+      continue;
+    }
     const [, key, value] = /^([^=]+)=(.*)$/s.exec(option) ?? [];
     if (key === undefined || value === undefined) {
       throw new Error(`expected key=value after a comma, such as "${EXAMPLE}", found ${show(option)}`);
@@ -161,7 +180,8 @@ function split(text: string): Record<string, unknown> {
       throw new Error(`expected ${key} once, found it again as ${show(option)}`);
     // Numbers are the only values that text can't hold as such: what looks like one is one.
     const typed = /^-?\d+$/.test(value) ? Number(value) : value;
-    Object.defineProperty(fields, field, { value: typed, enumerable: true });
+    Object.defineProperty(fields, field, { value: typed, enumerable: true, writable: true });
+    last = field;
   }
   return fields;
 }
@@ -189,9 +209,6 @@ function didYouMean(key: string, known: string[]): string {
   if (near !== undefined && near.edits <= 2) return `did you mean ${near.word}?`;
   return `expected one of ${known.join(', ')}`;
 }
-
-/** A list of unknown keys is told up to here: whoever sends more has another problem. */
-const MOST_UNKNOWN_KEYS = 20;
 
 /** The faults that a schema found in a value whose keys are `rootKeys`, each told once. */
 function problemsOf(error: z.ZodError, rootKeys: string[]): Problem[] {
@@ -262,6 +279,9 @@ export function formatPortSpec(spec: PortSpec): string {
   const { name, type, target, ...options } = spec;
   const written = Object.entries(options)
     .filter(([, value]) => value !== undefined)
-    .map(([key, value]) => `,${kebab(key)}=${String(value).replaceAll(',', ',,')}`);
+    .map(([key, value]) => {
+      const text = String(value);
+      return `,${kebab(key)}=${key === 'features' ? text : text.replaceAll(',', ',,')}`;
+    });
   return `${name}=${type}:${target.replaceAll(',', ',,')}${written.join('')}`;
 }

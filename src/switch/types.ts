@@ -21,6 +21,8 @@ export interface PortSpec {
   role?: Role;
   /** Most MAC addresses learned on this port; default: the switch's `maxAddressesPerPort`. */
   maxAddresses?: number;
+  /** Changes to what is offered by default, such as `-packed,-in-order`; the words are in docs/vhost-user.md. */
+  features?: string;
 }
 
 export interface SwitchOptions {

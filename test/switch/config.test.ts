@@ -47,6 +47,41 @@ test('a port in one line has all its fields', () => {
   });
 });
 
+test('a choice of features is a list in one line, and is checked word by word', () => {
+  for (const [text, features] of [
+    ['features=-packed', '-packed'],
+    ['features=-packed,-in_order,+event-idx', '-packed,-in_order,+event-idx'],
+    ['features=-packed,,-in-order', '-packed,-in-order'],
+  ] as const) {
+    const spec = parsePortSpec(`vm1=vhost-user:/tmp/a.sock,${text},max-addresses=5`);
+    assert.equal(spec.features, features);
+    assert.equal(spec.maxAddresses, 5);
+    assert.deepEqual(parsePortSpec(formatPortSpec(spec)), spec);
+  }
+  const cases: [features: unknown, message: RegExp][] = [
+    ['-pakced', /^features: no feature is called "pakced"; a port's features are .*in-order, packed/],
+    ['packed', /^features: "packed" has no sign: \+word or -word; a port's features are/],
+    ['-packed,', /^features: "" has no sign/],
+    ['', /^features: "" has no sign/],
+    ['-a,-b', /^features: no feature is called "a"; no feature is called "b"; a port's/],
+    [`-${'x'.repeat(500)}`, /^features: no feature is called "x{60}"; /],
+    ['-,'.repeat(400), /^features: (no feature is called ""; ){20}a port's/],
+    [7, /^features: expected features with a sign each, such as "-packed,-in-order", found 7$/],
+    [['-packed'], /^features: expected features .* found a list$/],
+  ];
+  for (const [features, message] of cases) {
+    const spec = { name: 'a', type: 'vhost-user', target: '/a', features };
+    const error = refused(() => checkPortSpec(spec));
+    assert.match(error.message, message);
+    assert.equal(error.field, 'features');
+  }
+  assert.match(
+    faults('ports:\n  - name: a\n    type: vhost-user\n    target: /a\n    features: -packd\n')[0]!,
+    /^vireo.yaml:5:15: ports\[0\].features: no feature is called "packd"; a port's/,
+  );
+  assert.match(faults('ports:\n  - a=vhost-user:/a,features=-packd\n')[0]!, /^vireo.yaml:2:\d+: .*packd/);
+});
+
 test('a port written in one line reads back as it was', () => {
   const targets = ['/tmp/a', ',', 'a,', ',,a,,,b', 'a=b:c', 'ünï cødé', `/${'x'.repeat(106)}`];
   for (const target of targets) {

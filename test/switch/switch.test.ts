@@ -52,6 +52,28 @@ async function refused(promise: Promise<unknown>, code: string, words: RegExp): 
   });
 }
 
+describe('what a port offers', () => {
+  test('is less where its features say so, for that port alone', async (t) => {
+    const path = sockets(t);
+    const features = '-packed,-in_order,-event-idx,+event-idx';
+    const vswitch = await open(t, {
+      ports: [{ ...server('a', path('a')), features }, server('b', path('b'))],
+    });
+    for (const name of ['a', 'b']) {
+      const guest = await VirtioUser.open({ path: path(name), packed: true });
+      t.after(() => guest.close());
+    }
+    const [a, b] = ['a', 'b'].map((name) => vswitch.port(name));
+    assert.match(a!.rings, /^split 256 mrg indirect event-idx$/);
+    assert.match(b!.rings, /^packed 256 mrg indirect event-idx in-order$/);
+    const reason = (name: string) => a!.features.missing.find((missing) => missing.name === name)?.reason;
+    assert.equal(reason('VIRTIO_F_RING_PACKED'), "this port's features=-packed switched it off");
+    assert.equal(reason('VIRTIO_F_IN_ORDER'), "this port's features=-in-order switched it off");
+    assert.ok(!a!.features.offered.includes('VIRTIO_F_RING_PACKED'));
+    assert.ok(b!.features.offered.includes('VIRTIO_F_RING_PACKED'));
+  });
+});
+
 describe('two guests', () => {
   for (const poll of ['busy', 'adaptive'] as const) {
     for (const workers of [1, 2]) {

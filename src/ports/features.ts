@@ -1,0 +1,111 @@
+/**
+ * What a port offers its guest, one line a word: the word that `features=` takes, the feature bits behind it, and
+ * the option of QEMU's device that asks for them where there is one.
+ *
+ * A choice is words with a sign, separated by commas: `-packed,-in-order,+x`. It changes what is offered by
+ * default; the last of two that contradict each other wins.
+ */
+import {
+  type FeatureName,
+  features,
+  type VhostProtocolFeatureName,
+  vhostProtocolFeatures,
+} from '../virtio/features.ts';
+
+/** `default`: unless `-word`. `asked`: with `+word` only. `later`: not there yet, and no word of a choice. */
+type Offer = 'default' | 'asked' | 'later';
+
+interface VirtioLine {
+  word: string;
+  names: readonly FeatureName[];
+  offer: Offer;
+  /** What to say to QEMU's device where the guest did not acknowledge it. */
+  option?: string;
+}
+
+const virtio = (word: string, names: FeatureName[], offer: Offer, option?: string): VirtioLine => ({
+  word,
+  names,
+  offer,
+  option,
+});
+
+/** In the order in which `vireo port show` lists what is missing. */
+const VIRTIO: readonly VirtioLine[] = [
+  virtio('version-1', ['VIRTIO_F_VERSION_1'], 'default', 'disable-modern=off'),
+  virtio('any-layout', ['VIRTIO_F_ANY_LAYOUT'], 'default'),
+  virtio('mrg-rxbuf', ['VIRTIO_NET_F_MRG_RXBUF'], 'default', 'mrg_rxbuf=on'),
+  virtio('indirect', ['VIRTIO_F_INDIRECT_DESC'], 'default', 'indirect_desc=on'),
+  virtio('event-idx', ['VIRTIO_F_EVENT_IDX'], 'default', 'event_idx=on'),
+  virtio('in-order', ['VIRTIO_F_IN_ORDER'], 'default', 'in_order=on'),
+  virtio('packed', ['VIRTIO_F_RING_PACKED'], 'default', 'packed=on'),
+  virtio('csum', ['VIRTIO_NET_F_CSUM', 'VIRTIO_NET_F_GUEST_CSUM'], 'later'),
+  virtio('tso4', ['VIRTIO_NET_F_HOST_TSO4', 'VIRTIO_NET_F_GUEST_TSO4'], 'later'),
+  virtio('mq', ['VIRTIO_NET_F_MQ'], 'later'),
+  virtio('ctrl-vq', ['VIRTIO_NET_F_CTRL_VQ'], 'later'),
+];
+
+/** Protocol features: between the front-end and the switch, so a guest can't miss them. */
+const PROTOCOL: readonly { word: string; name: VhostProtocolFeatureName; offer: Offer }[] = [
+  { word: 'protocol-mq', name: 'VHOST_USER_PROTOCOL_F_MQ', offer: 'default' },
+  { word: 'reply-ack', name: 'VHOST_USER_PROTOCOL_F_REPLY_ACK', offer: 'default' },
+];
+
+/** Words that a choice may have. */
+export const featureWords: readonly string[] = [...VIRTIO, ...PROTOCOL]
+  .filter(({ offer }) => offer !== 'later')
+  .map(({ word }) => word);
+
+/** Feature words that a port's choice can't have, with what they should be; empty: it is well formed. */
+export function choiceFaults(choice: string): string[] {
+  const faults: string[] = [];
+  for (const part of choice.split(',')) {
+    const [, word] = /^[+-](.*)$/s.exec(part) ?? [];
+    if (word === undefined) faults.push(`${JSON.stringify(part.slice(0, 60))} has no sign: +word or -word`);
+    else if (!featureWords.includes(plain(word)))
+      faults.push(`no feature is called ${JSON.stringify(word.slice(0, 60))}`);
+  }
+  return faults;
+}
+
+/** QEMU writes `in_order`, a command line `in-order`. */
+const plain = (word: string) => word.toLowerCase().replaceAll('_', '-');
+
+/** The bits that a port offers, virtio's and the protocol's. `choice` must be well formed. */
+export function offeredFeatures(choice = ''): { features: bigint; protocolFeatures: bigint } {
+  const signs = new Map<string, boolean>();
+  for (const part of choice === '' ? [] : choice.split(',')) signs.set(plain(part.slice(1)), part[0] === '+');
+  const on = ({ word, offer }: { word: string; offer: Offer }) =>
+    offer !== 'later' && (signs.get(word) ?? offer === 'default');
+  let bits = features.VHOST_USER_F_PROTOCOL_FEATURES;
+  for (const line of VIRTIO.filter(on)) for (const name of line.names) bits |= features[name];
+  let protocolBits = 0n;
+  for (const { name } of PROTOCOL.filter(on)) protocolBits |= vhostProtocolFeatures[name];
+  return { features: bits, protocolFeatures: protocolBits };
+}
+
+/** What a guest usually wants and doesn't have here, and why. */
+export function missingFeatures(port: {
+  offered: bigint;
+  acknowledged: bigint;
+  connected: boolean;
+}): { name: string; reason: string }[] {
+  const missing: { name: string; reason: string }[] = [];
+  for (const { word, names, offer, option } of VIRTIO) {
+    for (const name of names) {
+      if (port.acknowledged & features[name] || (offer === 'asked' && !(port.offered & features[name])))
+        continue;
+      const hint = option ? `; QEMU's device takes ${option}` : '';
+      const reason =
+        offer === 'later'
+          ? 'Vireo does not offer it yet'
+          : !(port.offered & features[name])
+            ? `this port's features=-${word} switched it off`
+            : port.connected
+              ? `the guest or its front-end did not acknowledge it${hint}`
+              : 'no guest has negotiated yet';
+      missing.push({ name, reason });
+    }
+  }
+  return missing;
+}
