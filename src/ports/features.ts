@@ -49,6 +49,7 @@ const VIRTIO: readonly VirtioLine[] = [
 const PROTOCOL: readonly { word: string; name: VhostProtocolFeatureName; offer: Offer }[] = [
   { word: 'protocol-mq', name: 'VHOST_USER_PROTOCOL_F_MQ', offer: 'default' },
   { word: 'reply-ack', name: 'VHOST_USER_PROTOCOL_F_REPLY_ACK', offer: 'default' },
+  { word: 'mem-slots', name: 'VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS', offer: 'default' },
 ];
 
 /** Words that a choice may have. */

@@ -18,7 +18,7 @@
  * virtio-user doesn't send it again after a reconnect), SET_VRING_ENABLE may come before SET_FEATURES (QEMU), and
  * what is set again to the value that it has, on a running ring, is no error (QEMU with several queue pairs).
  */
-import { closeFd, duplicateFd, fileInfo, isEventFd, type Poller, setNonBlocking } from '../sys/index.ts';
+import { closeFd, duplicateFd, isEventFd, type Poller, setNonBlocking } from '../sys/index.ts';
 import {
   featureNames,
   features,
@@ -31,6 +31,7 @@ import {
   checkRequest,
   checkRequestHeader,
   decodeMemoryTable,
+  decodeRegion,
   decodeU64,
   decodeVringAddress,
   decodeVringIndex,
@@ -40,27 +41,34 @@ import {
   FLAG_NEED_REPLY,
   FLAG_REPLY,
   hasAnswer,
+  MAX_SLOTS,
   type Message,
   ProtocolError,
   type RegionLayout,
   requestName,
   requests,
 } from './messages.ts';
+import { checkFile, checkRegion, checkRegions } from './regions.ts';
 
 const { VHOST_USER_F_PROTOCOL_FEATURES, VHOST_F_LOG_ALL } = features;
-const { VHOST_USER_PROTOCOL_F_MQ, VHOST_USER_PROTOCOL_F_REPLY_ACK } = vhostProtocolFeatures;
+const {
+  VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_REPLY_ACK,
+} = vhostProtocolFeatures;
 
 const MAX_VRING_SIZE = 32768;
 const MAX_BASE = 0xffff;
-const END_OF_ADDRESSES = 1n << 64n;
 
-const UNMAPPABLE = {
-  directory: 'a directory',
-  socket: 'a socket',
-  pipe: 'a pipe',
-  device: 'a device',
-  anonymous: 'an eventfd or the like',
-} as const;
+/** Requests that a network device never has, and why. */
+const MEANINGLESS = new Map<number, string>([
+  [requests.SET_VRING_ENDIAN, ': rings are little-endian here'],
+  [requests.CREATE_CRYPTO_SESSION, ': a network device has no crypto sessions'],
+  [requests.CLOSE_CRYPTO_SESSION, ': a network device has no crypto sessions'],
+  [requests.GPU_SET_SOCKET, ': a network device has no display'],
+  [requests.GET_SHARED_OBJECT, ': a network device exports no dma-buf'],
+  [requests.GET_SHMEM_CONFIG, ': a network device has no shared memory regions'],
+]);
 
 /** A queue as the front-end has set it up. */
 export interface QueueState {
@@ -204,6 +212,11 @@ export class BackendSession {
       handlers.set(requests.SET_VRING_ENABLE, (m) => this.#setEnable(m));
       if (offered & VHOST_USER_PROTOCOL_F_MQ)
         handlers.set(requests.GET_QUEUE_NUM, () => encodeU64(BigInt(this.#device.queuePairs)));
+      if (offered & VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS) {
+        handlers.set(requests.GET_MAX_MEM_SLOTS, () => encodeU64(BigInt(MAX_SLOTS)));
+        handlers.set(requests.ADD_MEM_REG, (m) => this.#addRegion(m));
+        handlers.set(requests.REM_MEM_REG, (m) => this.#removeRegion(m));
+      }
     }
     return handlers;
   }
@@ -234,7 +247,7 @@ export class BackendSession {
       return 'logging was not negotiated';
     return requestName(request) === `message ${request}`
       ? 'no such request is known here'
-      : 'not offered by this back-end';
+      : `not offered by this back-end${MEANINGLESS.get(request) ?? ''}`;
   }
 
   #report(message: string): void {
@@ -299,6 +312,37 @@ export class BackendSession {
     const fds = message.fds.splice(0);
     await this.#device.setMemoryTable(regions.map((region, i) => ({ ...region, fd: fds[i]! })));
     this.#memory = regions;
+    return this.#changed();
+  }
+
+  async #addRegion(message: Message): Promise<undefined> {
+    const region = decodeRegion(message.payload);
+    const count = this.#memory.length;
+    if (count >= MAX_SLOTS) throw new ProtocolError(`all of the ${MAX_SLOTS} memory slots are taken`);
+    checkRegion(count, region, this.#memory);
+    checkFile(count, region, message.fds[0]!);
+    await this.#device.addRegion({ ...region, fd: message.fds.pop()! });
+    this.#memory = [...this.#memory, region];
+    return this.#changed();
+  }
+
+  /** A descriptor that came along is closed unused, as the document allows. */
+  async #removeRegion(message: Message): Promise<undefined> {
+    const { guestAddress, userAddress, size } = decodeRegion(message.payload);
+    const found = this.#memory.find(
+      (r) => r.guestAddress === guestAddress && r.userAddress === userAddress && r.size === size,
+    );
+    if (!found) {
+      const words = `0x${size.toString(16)} bytes at guest address 0x${guestAddress.toString(16)}`;
+      throw new ProtocolError(`no region of ${words}, user address 0x${userAddress.toString(16)}`);
+    }
+    for (const [index, { running, address }] of this.#vrings.entries()) {
+      const parts = running && address ? [address.descUser, address.availUser, address.usedUser] : [];
+      if (parts.some((at) => at >= userAddress && at < userAddress + size))
+        throw new ProtocolError(`queue ${index} is running in this region`);
+    }
+    await this.#device.removeRegion(found);
+    this.#memory = this.#memory.filter((region) => region !== found);
     return this.#changed();
   }
 
@@ -457,47 +501,4 @@ function checkNotifier(index: number, { fds }: Message): void {
   if (!isEventFd(fd)) throw new ProtocolError(`queue ${index}: the descriptor is not an eventfd`);
   // A counter that the front-end lets run full must not block whoever signals it.
   setNonBlocking(fd);
-}
-
-/** Sizes, ends and overlaps of a memory table, in guest and in user addresses. Throws a ProtocolError. */
-function checkRegions(regions: readonly RegionLayout[]): void {
-  for (const [i, region] of regions.entries()) {
-    if (region.size === 0n) throw new ProtocolError(`region ${i} is empty`);
-    for (const [start, space] of [
-      [region.guestAddress, 'guest address'],
-      [region.userAddress, 'user address'],
-      [region.mmapOffset, 'file offset'],
-    ] as const) {
-      if (start + region.size > END_OF_ADDRESSES)
-        throw new ProtocolError(`region ${i}: ${space} ${hex(start)} + size ${hex(region.size)} wraps`);
-    }
-    for (const [j, other] of regions.slice(0, i).entries()) {
-      if (overlap(region.guestAddress, region.size, other.guestAddress, other.size))
-        throw new ProtocolError(`regions ${j} and ${i} overlap in guest addresses`);
-      if (overlap(region.userAddress, region.size, other.userAddress, other.size))
-        throw new ProtocolError(`regions ${j} and ${i} overlap in user addresses`);
-    }
-  }
-}
-
-function overlap(a: bigint, aSize: bigint, b: bigint, bSize: bigint): boolean {
-  return a < b + bSize && b < a + aSize;
-}
-
-/** Can the descriptor be mapped, and does it reach to the end of the region? Throws a ProtocolError. */
-function checkFile(i: number, { mmapOffset, size }: RegionLayout, fd: number): void {
-  const file = fileInfo(fd);
-  if (file.kind !== 'file')
-    throw new ProtocolError(
-      `region ${i}: ${UNMAPPABLE[file.kind]} can't be mapped, a memory file is expected`,
-    );
-  const end = mmapOffset + size;
-  if (file.size < end) {
-    const words = `${hex(file.size)} bytes where offset + size is ${hex(end)}`;
-    throw new ProtocolError(`region ${i}: region file shorter than declared, ${words}`);
-  }
-}
-
-function hex(value: bigint): string {
-  return `0x${value.toString(16)}`;
 }

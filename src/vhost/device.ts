@@ -61,6 +61,10 @@ export interface VhostUserDevice {
    * Rejects with an Error whose message names the reason; the session ends after that.
    */
   setMemoryTable(regions: MemoryRegion[]): Promise<void>;
+  /** Adds a region that overlaps no other; rings that run are paused inside. Rejects as setMemoryTable does. */
+  addRegion(region: MemoryRegion): Promise<void>;
+  /** Takes a region away in which no running ring lies; rings that run are paused inside. */
+  removeRegion(region: Pick<MemoryRegion, 'guestAddress'>): Promise<void>;
   /** Starts a stopped ring. Rejects with an Error that names the reason (unaligned, unmapped, ...). */
   startVring(index: number, setup: VringSetup): Promise<void>;
   /** Changes a running ring and closes the descriptors that were replaced. */

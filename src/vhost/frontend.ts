@@ -19,6 +19,7 @@ import {
   decodeU64,
   decodeVringState,
   encodeMemoryTable,
+  encodeRegion,
   encodeU64,
   encodeVringAddress,
   encodeVringIndex,
@@ -27,6 +28,7 @@ import {
   FLAG_REPLY,
   type Header,
   MAX_REGIONS,
+  MAX_SLOTS,
   ProtocolError,
   requestName,
   requests,
@@ -34,7 +36,15 @@ import {
 } from './messages.ts';
 
 const { VHOST_USER_F_PROTOCOL_FEATURES } = virtio;
-const { VHOST_USER_PROTOCOL_F_MQ, VHOST_USER_PROTOCOL_F_REPLY_ACK } = vhostProtocolFeatures;
+const {
+  VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_REPLY_ACK,
+} = vhostProtocolFeatures;
+
+/** Protocol features that this end understands. */
+export const FRONTEND_PROTOCOL_FEATURES =
+  VHOST_USER_PROTOCOL_F_MQ | VHOST_USER_PROTOCOL_F_REPLY_ACK | VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
 
 const NOTHING = new Uint8Array(0);
 /** Every answer here is a u64 or a vring state. */
@@ -113,12 +123,9 @@ export class FrontendSession {
 
   /**
    * Begins the session and settles the features: of those wanted, the ones that the back-end offers.
-   * `protocolFeatures` may hold MQ and REPLY_ACK, which this end understands.
+   * `protocolFeatures` are some of FRONTEND_PROTOCOL_FEATURES.
    */
-  async negotiate(
-    wanted: bigint,
-    protocolFeatures = VHOST_USER_PROTOCOL_F_MQ | VHOST_USER_PROTOCOL_F_REPLY_ACK,
-  ): Promise<Negotiated> {
+  async negotiate(wanted: bigint, protocolFeatures = FRONTEND_PROTOCOL_FEATURES): Promise<Negotiated> {
     await this.#tell(requests.SET_OWNER, NOTHING);
     const offered = decodeU64(await this.#ask(requests.GET_FEATURES, NOTHING));
     let queuePairs = 1;
@@ -137,9 +144,7 @@ export class FrontendSession {
   async #queuePairs(): Promise<number> {
     const count = decodeU64(await this.#ask(requests.GET_QUEUE_NUM, NOTHING));
     if (count >= 1n && count <= 0x8000n) return Number(count);
-    const error = new ProtocolError(`GET_QUEUE_NUM: ${count} queue pairs, 1 to 32768 expected`);
-    this.#connection.close(error);
-    throw error;
+    throw this.#distrust(`GET_QUEUE_NUM: ${count} queue pairs, 1 to 32768 expected`);
   }
 
   /** Shares memory, 1 to 8 regions. The descriptors stay the caller's. */
@@ -148,6 +153,24 @@ export class FrontendSession {
       throw new RangeError(`a memory table has 1 to ${MAX_REGIONS} regions, not ${regions.length}`);
     const fds = regions.map(({ fd }) => fd);
     await this.#do(requests.SET_MEM_TABLE, encodeMemoryTable(regions), fds);
+  }
+
+  /** Most regions that the back-end takes one by one, 1 to 509; 8 where it takes whole tables only. */
+  async maxMemorySlots(): Promise<number> {
+    if ((this.#protocolFeatures & VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS) === 0n) return MAX_REGIONS;
+    const slots = decodeU64(await this.#ask(requests.GET_MAX_MEM_SLOTS, NOTHING));
+    if (slots >= 1n) return Number(slots < MAX_SLOTS ? slots : MAX_SLOTS);
+    throw this.#distrust('GET_MAX_MEM_SLOTS: 0 slots, at least 1 expected');
+  }
+
+  /** Shares one region more; CONFIGURE_MEM_SLOTS must be agreed on. The descriptor stays the caller's. */
+  async addRegion(region: MemoryRegion): Promise<void> {
+    await this.#do(requests.ADD_MEM_REG, encodeRegion(region), [region.fd]);
+  }
+
+  /** Takes a region back, in which no running ring lies. */
+  async removeRegion(region: Omit<MemoryRegion, 'fd'>): Promise<void> {
+    await this.#do(requests.REM_MEM_REG, encodeRegion(region));
   }
 
   /** Describes a stopped ring. */
@@ -181,15 +204,20 @@ export class FrontendSession {
     const state = decodeVringState(answer);
     if (state.index === index && state.num <= 0xffff) return state.num;
     const words = `queue ${state.index} at ${state.num} in the answer for queue ${index}`;
-    const error = new ProtocolError(`GET_VRING_BASE: ${words}`);
-    this.#connection.close(error);
-    throw error;
+    throw this.#distrust(`GET_VRING_BASE: ${words}`);
   }
 
   /** Ends the connection; open requests reject. */
   close(reason = 'closed here'): Promise<void> {
     this.#connection.close(new Error(reason));
     return this.closed;
+  }
+
+  /** Ends the connection with a back-end whose answer makes no sense. */
+  #distrust(message: string): ProtocolError {
+    const error = new ProtocolError(message);
+    this.#connection.close(error);
+    return error;
   }
 
   #setDescriptor(request: number, index: number, fd: number): Promise<void> {

@@ -55,6 +55,29 @@ export class MemoryTable {
     } finally {
       for (const region of regions) closeFd(region.fd);
     }
+    this.#publish();
+  }
+
+  /** Maps one more region and closes its descriptor. Only while nobody reads the table. Fails as `replace` does. */
+  add(region: MemoryRegion): void {
+    try {
+      this.#regions.push(this.#map(region));
+    } finally {
+      closeFd(region.fd);
+    }
+    this.#publish();
+  }
+
+  /** Unmaps the region that begins at this guest address. Only while nobody reads the table. */
+  remove(guestAddress: bigint): void {
+    const index = this.#regions.findIndex((region) => region.guestAddress === guestAddress);
+    const [region] = index < 0 ? [] : this.#regions.splice(index, 1);
+    this.#publish();
+    if (region) this.#arena.unmap(region.range);
+  }
+
+  /** Lists the regions for the data plane, sorted by guest address as its search expects. */
+  #publish(): void {
     this.#regions.sort((a, b) => (a.guestAddress < b.guestAddress ? -1 : 1));
     for (const [i, region] of this.#regions.entries()) {
       const entry = this.#structures.region(this.#list.start, i);

@@ -14,6 +14,8 @@ export const MAX_PAYLOAD = 4096;
 export const MAX_DESCRIPTORS = 8;
 /** Most regions in a memory table (VHOST_MEMORY_BASELINE_NREGIONS). */
 export const MAX_REGIONS = 8;
+/** Most regions added one by one: as many as the kernel's vhost takes, and QEMU asks of memory that is plugged. */
+export const MAX_SLOTS = 509;
 
 export const VERSION = 1;
 export const VERSION_MASK = 0x3;
@@ -372,27 +374,41 @@ function decodeRegionCount(payload: Uint8Array): number {
 export function decodeMemoryTable(payload: Uint8Array): RegionLayout[] {
   const view = viewOf(payload);
   const regions: RegionLayout[] = [];
-  for (let at = TABLE_HEADER; at < payload.length; at += REGION) {
-    regions.push({
-      guestAddress: view.getBigUint64(at, true),
-      size: view.getBigUint64(at + 8, true),
-      userAddress: view.getBigUint64(at + 16, true),
-      mmapOffset: view.getBigUint64(at + 24, true),
-    });
-  }
+  for (let at = TABLE_HEADER; at < payload.length; at += REGION) regions.push(regionAt(view, at));
   return regions;
+}
+
+function regionAt(view: DataView, at: number): RegionLayout {
+  return {
+    guestAddress: view.getBigUint64(at, true),
+    size: view.getBigUint64(at + 8, true),
+    userAddress: view.getBigUint64(at + 16, true),
+    mmapOffset: view.getBigUint64(at + 24, true),
+  };
+}
+
+/** The region of ADD_MEM_REG and REM_MEM_REG, behind padding of 8 bytes. */
+export function decodeRegion(payload: Uint8Array): RegionLayout {
+  return regionAt(viewOf(payload), U64);
+}
+
+export function encodeRegion(region: RegionLayout): Uint8Array {
+  const bytes = new Uint8Array(U64 + REGION);
+  putRegion(viewOf(bytes), U64, region);
+  return bytes;
 }
 
 export function encodeMemoryTable(regions: readonly RegionLayout[]): Uint8Array {
   const bytes = new Uint8Array(TABLE_HEADER + REGION * regions.length);
   const view = viewOf(bytes);
   view.setUint32(0, regions.length, true);
-  for (const [i, region] of regions.entries()) {
-    const at = TABLE_HEADER + REGION * i;
-    view.setBigUint64(at, region.guestAddress, true);
-    view.setBigUint64(at + 8, region.size, true);
-    view.setBigUint64(at + 16, region.userAddress, true);
-    view.setBigUint64(at + 24, region.mmapOffset, true);
-  }
+  for (const [i, region] of regions.entries()) putRegion(view, TABLE_HEADER + REGION * i, region);
   return bytes;
+}
+
+function putRegion(view: DataView, at: number, region: RegionLayout): void {
+  view.setBigUint64(at, region.guestAddress, true);
+  view.setBigUint64(at + 8, region.size, true);
+  view.setBigUint64(at + 16, region.userAddress, true);
+  view.setBigUint64(at + 24, region.mmapOffset, true);
 }

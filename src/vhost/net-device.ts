@@ -150,12 +150,25 @@ export class NetDevice implements VhostUserDevice {
     this.#acknowledged = features;
   }
 
-  async setMemoryTable(regions: MemoryRegion[]): Promise<void> {
+  setMemoryTable(regions: MemoryRegion[]): Promise<void> {
+    return this.#changeMemory(() => this.memory.replace(regions));
+  }
+
+  addRegion(region: MemoryRegion): Promise<void> {
+    return this.#changeMemory(() => this.memory.add(region));
+  }
+
+  removeRegion({ guestAddress }: Pick<MemoryRegion, 'guestAddress'>): Promise<void> {
+    return this.#changeMemory(() => this.memory.remove(guestAddress));
+  }
+
+  /** Runs a change of the memory table while no worker reads it; rings that ran go on where they were. */
+  async #changeMemory(change: () => void): Promise<void> {
     const running = this.queues.filter((q) => q.vring.get('state') === RUNNING);
     for (const q of running) q.vring.set('state', STOPPED);
     await this.#workers.quiesce();
     for (const q of this.queues) this.#forgetTranslation(q.vring);
-    this.memory.replace(regions);
+    change();
     for (const q of running) {
       // It may have broken in its last round.
       if (q.vring.get('state') !== STOPPED) continue;

@@ -3,10 +3,11 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { after, before, describe, it } from 'node:test';
+import { featureWords, offeredFeatures } from '../../src/ports/features.ts';
 import { closeFd, eventfd, type PollerLease, sharedPoller } from '../../src/sys/index.ts';
 import { FLAG_REPLY, requestRule, requests } from '../../src/vhost/messages.ts';
 import { root } from '../peers/available.ts';
-import { serve } from '../vhost/harness.ts';
+import { RecordingDevice, serve } from '../vhost/harness.ts';
 
 const pages = ['README.md', 'CHANGELOG.md', ...readdirSync(join(root, 'docs')).map((name) => `docs/${name}`)]
   .filter((name) => name.endsWith('.md'))
@@ -44,11 +45,12 @@ describe('README and docs', () => {
 
 describe('docs/vhost-user.md, the table of messages', () => {
   const text = readFileSync(join(root, 'docs/vhost-user.md'), 'utf8');
-  const rows = [...text.matchAll(/^\| +(\d+) \| (\w+) +\| (\w[^|]*\w) +\|/gm)].map(
-    ([, number, name, status]) => ({
+  const rows = [...text.matchAll(/^\| +(\d+) \| (\w+) +\| (\w[^|]*\w) +\|.*\]\((.*)\) *\|$/gm)].map(
+    ([, number, name, status, file]) => ({
       number: Number(number),
       name: name!,
       status: status!,
+      file: file!,
     }),
   );
   let lease: PollerLease;
@@ -66,7 +68,9 @@ describe('docs/vhost-user.md, the table of messages', () => {
 
   /** Sends the message in its smallest form to a back-end: the error, if there is one, and whether it goes on. */
   async function send(number: number): Promise<{ error: string; goesOn: boolean }> {
-    const { session, errors, end } = serve(lease.poller);
+    const device = new RecordingDevice();
+    Object.assign(device, offeredFeatures(featureWords.map((word) => `+${word}`).join()));
+    const { session, errors, end } = serve(lease.poller, device);
     const { size, descriptors } = requestRule(number)!;
     const bytes = typeof size === 'number' ? size : size[0];
     const count = descriptors === 'regions' || descriptors === 'vring' ? 1 : descriptors;
@@ -84,6 +88,14 @@ describe('docs/vhost-user.md, the table of messages', () => {
     end.close();
     await session.closed;
     return { error: errors[0] ?? '', goesOn };
+  }
+
+  for (const { name, status, file } of rows) {
+    it(`${name}: the test named is there, and about it`, () => {
+      // Refusals are proved below, one and all.
+      const text = readFileSync(resolve(root, 'docs', file), 'utf8');
+      assert.ok(status !== 'done' || new RegExp(`\\b${name}\\b`).test(text), `${file} never says ${name}`);
+    });
   }
 
   for (const { number, name, status } of rows) {

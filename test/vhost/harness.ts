@@ -12,7 +12,9 @@ export const OFFERED =
   features.VIRTIO_F_IN_ORDER |
   features.VIRTIO_NET_F_MRG_RXBUF;
 export const OFFERED_PROTOCOL =
-  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ | vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK;
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
 
 /** A device without a data plane: it keeps descriptors as a real one would and records what it was told. */
 export class RecordingDevice implements VhostUserDevice {
@@ -35,6 +37,17 @@ export class RecordingDevice implements VhostUserDevice {
     await this.#called('setMemoryTable', String(regions.length), () => regions.map(({ fd }) => fd));
     for (const { fd } of this.memory) closeFd(fd);
     this.memory = regions;
+  }
+
+  async addRegion(region: MemoryRegion): Promise<void> {
+    await this.#called('addRegion', region.guestAddress.toString(16), () => [region.fd]);
+    this.memory.push(region);
+  }
+
+  async removeRegion({ guestAddress }: { guestAddress: bigint }): Promise<void> {
+    await this.#called('removeRegion', guestAddress.toString(16), () => []);
+    const index = this.memory.findIndex((region) => region.guestAddress === guestAddress);
+    for (const { fd } of this.memory.splice(index, 1)) closeFd(fd);
   }
 
   async startVring(index: number, setup: VringSetup): Promise<void> {
