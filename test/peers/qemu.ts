@@ -24,6 +24,8 @@ export interface GuestOptions {
   /** Virtual CPUs. */
   cpus?: number;
   accelerator?: 'kvm' | 'tcg';
+  /** More options of QEMU, after all others. */
+  arguments?: string[];
 }
 
 /** Milliseconds: under TCG, on a busy machine, a boot takes many times the usual four seconds. */
@@ -216,6 +218,7 @@ export class LinuxGuest {
       ...['-chardev', `socket,id=port,path=${path},${socket}`],
       ...['-netdev', `vhost-user,id=net,chardev=port,queues=${queues ?? 1}`],
       ...['-device', card],
+      ...(this.#options.arguments ?? []),
     ];
   }
 }
