@@ -50,7 +50,7 @@ const PORT = [
 const REGION = ['base', 'size', 'arena'] as const;
 const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
-  'signalledValid', 'headerLength', 'lock', 'error', 'errorValue', 'callFd', 'callRound', 'cacheArena',
+  'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound', 'cacheArena',
   'cacheBase', 'cacheSize', 'packets', 'bytes', 'notifications', 'drops',
 ] as const; // biome-ignore format: a table
 

@@ -11,11 +11,18 @@
  */
 import { copy } from './copy';
 import { E_NUM_BUFFERS, E_USED_LENGTH } from './errors';
-import { DriverRing, INDIRECT, MAX_FRAME, MERGEABLE, PACKED } from './layout';
+import { DriverRing, INDIRECT, MAX_FRAME, MERGEABLE, OFFLOADS, PACKED } from './layout';
 import { BAD, broken, bufferOf, shadowOf, take } from './lent';
 import * as packed from './packed-driver';
 import { frameScratch } from './scratch';
 import * as split from './split-driver';
+
+/**
+ * With OFFLOADS the virtio-net header of a frame, without its num_buffers, stands this many bytes before the frame
+ * in the caller's memory.
+ */
+const HEADER_ROOM: usize = 12;
+const HEADER_FIELDS: usize = 10;
 
 /** Puts every descriptor among the free ones; with `receive` lends them all to the device, to write to. */
 export function prepareDriver(at: usize, receive: bool): void {
@@ -75,8 +82,9 @@ export function sendFrame(at: usize, frame: usize, length: u32): i32 {
     const buffer = bufferOf(ring, index);
     let part: u32;
     if (i == 0) {
-      // The header says nothing: no offload is negotiated (5.1.6.2).
       memory.fill(buffer, 0, headerLength);
+      // Without offloads the header says nothing (5.1.6.2).
+      if (ring.flags & OFFLOADS) memory.copy(buffer, frame - HEADER_ROOM, HEADER_FIELDS);
       part = ring.headerAlone ? 0 : min(segment - headerLength, length);
       copy(buffer + headerLength, frame, part);
     } else {
@@ -119,6 +127,7 @@ export function receiveFrame(at: usize, to: usize): i32 {
       buffers = <u32>load<u16>(buffer, 10);
       if (buffers == 0 || buffers > <u32>came) return broken(ring, E_NUM_BUFFERS, buffers);
     }
+    if (i == 0 && ring.flags & OFFLOADS) memory.copy(to - HEADER_ROOM, buffer, HEADER_FIELDS);
     const skip = i == 0 ? headerLength : 0;
     const part = length - skip;
     if (total + part > MAX_FRAME) return broken(ring, E_USED_LENGTH, total + part);

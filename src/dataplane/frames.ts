@@ -4,7 +4,8 @@
  */
 import { gather } from './chain';
 import { copy, copy64, copyShort } from './copy';
-import { SNAPSHOT, Vring } from './layout';
+import { drop, DROP_BAD_OFFLOAD, OFFLOADS, SNAPSHOT, Vring } from './layout';
+import { inspect } from './offload';
 import { frameAt, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, SNAPSHOT_STRIDE, worker } from './scratch';
 
 /** Shortest frame that has a source and a destination. */
@@ -30,7 +31,7 @@ export function snapshots(vring: Vring, count: u32): void {
     } else {
       gather(to, packet.pieces, headerLength, min(length, SNAPSHOT));
     }
-    // No offload is negotiated, so the header says nothing but "one buffer" (5.1.6.1: num_buffers is its last field).
+    // Without offloads the header says nothing but "one buffer" (5.1.6.1: num_buffers is its last field).
     store<u64>(to - 16, 0);
     store<u64>(to - 8, 0x0001_0000_0000_0000);
     bytes += length;
@@ -38,6 +39,32 @@ export function snapshots(vring: Vring, count: u32): void {
   }
   vring.packets += frames;
   vring.bytes += bytes;
+  undone = vring.flags & OFFLOADS ? inspectAll(vring, count) : 0;
+}
+
+/** What the frames of the burst have left undone, all together; Packet.offload has it of each, unless it is 0. */
+export let undone: u32 = 0;
+
+function inspectAll(vring: Vring, count: u32): u32 {
+  const may = vring.offloads;
+  let all: u32 = 0;
+  for (let i: u32 = 0; i < count; i++) {
+    const packet = packetAt(i);
+    if (packet.destination == NOWHERE) continue;
+    const frame = frameAt(i);
+    if (packet.single) memory.copy(frame - 12, packet.at, 10);
+    else gather(frame - 12, packet.pieces, 0, 10);
+    if (inspect(packet, frame, may)) {
+      all |= packet.offload;
+    } else {
+      drop(vring, DROP_BAD_OFFLOAD);
+      vring.packets -= 1;
+      vring.bytes -= packet.length;
+      packet.length = 0;
+      packet.destination = NOWHERE;
+    }
+  }
+  return all;
 }
 
 /** Writes header and frame to one contiguous buffer, which has room for them. */

@@ -80,6 +80,7 @@ export const Vring_signalledValid: usize = offsetof<L.Vring>('signalledValid');
 export const Vring_headerLength: usize = offsetof<L.Vring>('headerLength');
 export const Vring_lock: usize = offsetof<L.Vring>('lock');
 export const Vring_error: usize = offsetof<L.Vring>('error');
+export const Vring_offloads: usize = offsetof<L.Vring>('offloads');
 export const Vring_errorValue: usize = offsetof<L.Vring>('errorValue');
 export const Vring_callFd: usize = offsetof<L.Vring>('callFd');
 export const Vring_callRound: usize = offsetof<L.Vring>('callRound');

@@ -122,6 +122,17 @@ export const INDIRECT: u32 = 2;
 export const MERGEABLE: u32 = 4;
 export const IN_ORDER: u32 = 8;
 export const PACKED: u32 = 16;
+/** Frames from this ring may have work left to be done. */
+export const OFFLOADS: u32 = 32;
+
+/** Vring.offloads, Packet.offload: what a sender may leave undone, and a receiver takes undone (5.1.3.1). */
+export const OFFLOAD_CSUM: u32 = 1;
+export const OFFLOAD_TSO4: u32 = 2;
+export const OFFLOAD_TSO6: u32 = 4;
+export const OFFLOAD_ECN: u32 = 8;
+export const OFFLOAD_UFO: u32 = 16;
+export const OFFLOAD_USO4: u32 = 32;
+export const OFFLOAD_USO6: u32 = 64;
 
 /** Reasons for a drop, in the order of Vring.drops. */
 export const DROP_RING_FULL: u32 = 0;
@@ -132,7 +143,8 @@ export const DROP_SAME_PORT: u32 = 4;
 export const DROP_NO_GUEST: u32 = 5;
 export const DROP_BROKEN: u32 = 6;
 export const DROP_DISABLED: u32 = 7;
-export const DROP_REASONS: u32 = 8;
+export const DROP_BAD_OFFLOAD: u32 = 8;
+export const DROP_REASONS: u32 = 9;
 
 /** A virtqueue seen from the device (vhost). */
 @unmanaged
@@ -165,7 +177,8 @@ export class Vring {
   lock: i32;
   /** Why it is BROKEN (errors.ts), and the value that was wrong. */
   error: u32;
-  pad: u32;
+  /** Of a ring that the guest transmits on, what it may leave undone; of the other, what it takes undone. */
+  offloads: u32;
   errorValue: u64;
   /** Eventfd that interrupts the guest; -1: none. */
   callFd: i32;
@@ -187,6 +200,7 @@ export class Vring {
   drop5: u64;
   drop6: u64;
   drop7: u64;
+  drop8: u64;
 }
 
 /** A virtqueue seen from the driver (virtio-user). Descriptor i always points to buffer i, or into it. */

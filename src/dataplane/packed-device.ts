@@ -13,14 +13,15 @@ import {
   E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, E_READABLE, E_WRITABLE, fail,
 } from './errors';
 import { contiguous, translate } from './memory';
-import { ETHERNET_HEADER, snapshots, spreadFrame, writeFrame } from './frames';
+import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import {
   BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, INDIRECT, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
 import {
-  frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieces, sinks,
-  SNAPSHOT_STRIDE, usedHeads, worker,
+  frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
+  pieces, sinks, SNAPSHOT_STRIDE, usedHeads, worker,
 } from './scratch';
+import { cut, piece } from './segment';
 
 /** Descriptor flags (2.8.1). */
 const AVAIL: u32 = 0x80;
@@ -247,6 +248,8 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   const firstPacket = changetype<usize>(packetAt(0));
   const firstFrame = frameAt(0);
   const list = listSlot(0);
+  const accepts = vring.offloads;
+  const refused = undone & ~accepts;
   for (let i: u32 = 0; i < count; i++) {
     const word = meta(vring, position);
     if (!available(word, position)) {
@@ -258,6 +261,29 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     const frame = firstFrame + <usize>which * SNAPSHOT_STRIDE;
     const length = packet.length;
     const need = headerLength + length;
+    if (refused != 0 && packet.offload & refused) {
+      const count = cut(packet, frame, accepts);
+      let taken: i32 = 0;
+      for (let p: u32 = 0; p < count && taken != BAD; p++) {
+        piece(p);
+        taken = scatter(vring, position, used, piecePacket(), pieceFrame());
+        if (taken <= 0) continue;
+        if (done == 0) firstWord = scatteredWord;
+        else store<u64>(table + (<usize>(used & INDEX) << 4), scatteredWord, 8);
+        position = advance(vring, position, taken);
+        used = position;
+        done++;
+        bytes += piecePacket().length;
+      }
+      if (taken == BAD) {
+        drop(vring, DROP_BROKEN, count - i);
+        break;
+      }
+      regionBase = vring.cacheBase;
+      regionSize = vring.cacheSize;
+      regionArena = vring.cacheArena;
+      continue;
+    }
     const offset = load<u64>(table + (<usize>(position & INDEX) << 4)) - regionBase;
     let result: u64;
     let next: u32;

@@ -10,6 +10,8 @@
  *   +0x00_f000  the destinations of the burst
  *   +0x01_1000  the packets for one destination
  *   +0x02_0000  a frame that the driver's side counts
+ *   +0x03_2000  a datagram that is being fragmented
+ *   +0x04_4000  a frame made from another one (segment.ts)
  *   +0x06_0000  pieces of the buffers to write to
  *   +0x10_0000  pieces of the buffers to read from
  *   +0x20_0000  used descriptors of a frame in several buffers of a packed ring
@@ -24,6 +26,8 @@ const MARKS: usize = 0xd000;
 const DESTINATIONS: usize = 0xf000;
 const LIST: usize = 0x1_1000;
 const FRAME: usize = 0x2_0000;
+const WHOLE: usize = 0x3_2000;
+const PIECE: usize = 0x4_4000;
 const SINKS: usize = 0x6_0000;
 const PIECES: usize = 0x10_0000;
 const USED: usize = 0x20_0000;
@@ -48,7 +52,8 @@ export class Packet {
   destination: u32;
   /** Descriptors that it takes in a packed ring. */
   slots: u32;
-  pad: u32;
+  /** What a receiver must take undone, or have done for it; set if the ring it came from has OFFLOADS. */
+  offload: u32;
 }
 
 /** A contiguous piece of a buffer. */
@@ -83,6 +88,10 @@ export function useWorker(index: u32): void {
 @inline export function destinationSlot(index: u32): usize { return base + DESTINATIONS + ((<usize>index) << 2); }
 @inline export function listSlot(index: u32): usize { return base + LIST + ((<usize>index) << 2); }
 @inline export function frameScratch(): usize { return base + FRAME; }
+@inline export function wholeFrame(): usize { return base + WHOLE + 16; }
+/** The frame that was made, behind room for its virtio-net header, and what is known of it. */
+@inline export function pieceFrame(): usize { return base + PIECE + 64; }
+@inline export function piecePacket(): Packet { return changetype<Packet>(base + PIECE); }
 @inline export function sinks(): usize { return base + SINKS; }
 @inline export function usedHeads(): usize { return base + USED; }
 @inline export function pieces(): usize { return base + PIECES; }

@@ -5,14 +5,15 @@
 import { call, passed } from './call';
 import { BAD, INDIRECT_TABLE, pieceCount, walk, WRITE } from './chain';
 import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
-import { ETHERNET_HEADER, snapshots, spreadFrame, writeFrame } from './frames';
+import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import {
   BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
 import {
-  frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieces, sinks,
-  SNAPSHOT_STRIDE, worker,
+  frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
+  pieces, sinks, SNAPSHOT_STRIDE, worker,
 } from './scratch';
+import { cut, piece } from './segment';
 
 /** used.flags: the driver need not notify (2.7.8). avail.flags: the device need not interrupt (2.7.7). */
 const NO_NOTIFY: u16 = 1;
@@ -156,6 +157,8 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   const firstPacket = changetype<usize>(packetAt(0));
   const firstFrame = frameAt(0);
   const list = listSlot(0);
+  const accepts = vring.offloads;
+  const refused = undone & ~accepts;
   for (let i: u32 = 0; i < count; i++) {
     if (free == 0) free = (availIdx(vring) - last) & 0xffff;
     if (free == 0) {
@@ -174,6 +177,29 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     const frame = firstFrame + <usize>which * SNAPSHOT_STRIDE;
     const length = packet.length;
     const need = headerLength + length;
+    if (refused != 0 && packet.offload & refused) {
+      const count = cut(packet, frame, accepts);
+      let taken: i32 = 0;
+      for (let p: u32 = 0; p < count && taken != BAD; p++) {
+        piece(p);
+        free = min((availIdx(vring) - last) & 0xffff, size);
+        taken = scatter(vring, last, index, free, piecePacket(), pieceFrame());
+        if (taken <= 0) continue;
+        index += taken;
+        last += taken;
+        done++;
+        bytes += piecePacket().length;
+      }
+      if (taken == BAD) {
+        drop(vring, DROP_BROKEN, count - i);
+        break;
+      }
+      free = (availIdx(vring) - last) & 0xffff;
+      regionBase = vring.cacheBase;
+      regionSize = vring.cacheSize;
+      regionArena = vring.cacheArena;
+      continue;
+    }
     const descriptor = table + ((<usize>head) << 4);
     const meta = load<u64>(descriptor, 8);
     const offset = load<u64>(descriptor) - regionBase;

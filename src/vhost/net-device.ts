@@ -8,6 +8,7 @@
 import type { Arena, PortStruct, Range, Structures, VringStruct } from '../arena/index.ts';
 import { closeFd, signal } from '../sys/index.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
+import { maySend, takes } from '../virtio/offloads.ts';
 import * as packed from '../virtio/packed-ring.ts';
 import * as split from '../virtio/split-ring.ts';
 import type { Workers } from '../workers/workers.ts';
@@ -35,6 +36,9 @@ const FLAGS = [
   [8, VIRTIO.VIRTIO_F_IN_ORDER],
   [16, VIRTIO.VIRTIO_F_RING_PACKED],
 ] as const;
+
+/** Vring.flags of a ring whose frames may have work left to be done. */
+const OFFLOADS = 32;
 
 /** The parts of a ring by Vring field: where the front-end names them, their bytes and alignment. */
 const SPLIT_PARTS = [
@@ -73,6 +77,7 @@ export const DROP_REASONS = [
   'noGuest',
   'queueBroken',
   'queueDisabled',
+  'badOffload',
 ] as const;
 
 /** What the device tells the port. */
@@ -196,7 +201,11 @@ export class NetDevice implements VhostUserDevice {
     for (const [flag, feature] of FLAGS) if (this.#acknowledged & feature) flags |= flag;
     const modern = this.#acknowledged & (VIRTIO.VIRTIO_F_VERSION_1 | VIRTIO.VIRTIO_NET_F_MRG_RXBUF);
     vring.set('size', setup.size);
+    // Even rings go to the guest, odd ones come from it (virtio 1.3, 5.1.2).
+    const offloads = index % 2 === 0 ? takes(this.#acknowledged) : maySend(this.#acknowledged);
+    if (index % 2 === 1 && offloads !== 0) flags |= OFFLOADS;
     vring.set('flags', flags);
+    vring.set('offloads', offloads);
     // Without VERSION_1 the header has no num_buffers unless buffers can be merged (5.1.6, legacy).
     vring.set('headerLength', modern ? 12 : 10);
     // A back-end that died could not say where it was: the used ring can, and what it had in work comes again.

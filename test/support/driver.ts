@@ -48,7 +48,7 @@ export class Driver {
     const stride = structures.constant('DRIVER_RING_STRIDE');
     const shadow = roundUp(size * structures.constant('SHADOW_STRIDE'), 64);
     const tables = plane.table(2 * (stride + shadow) + FRAME_ROOM);
-    this.frameAt = tables + 2 * (stride + shadow);
+    this.frameAt = tables + 2 * (stride + shadow) + 16;
     const offsets = fields(structures.layout, 'DriverRing', FIELDS);
     const start = memory.at(guestBase);
     const made = [this.port.rx, this.port.tx].map(({ ring, vring }, index) => {
@@ -103,6 +103,11 @@ export class Driver {
   send(frame: Uint8Array): number {
     this.#plane.arena.u8.set(frame, this.frameAt);
     return this.#plane.functions.sendFrame(this.tx.at, this.frameAt, frame.length);
+  }
+
+  /** The virtio-net header of the next frame to send, or of the one received last; only with OFFLOADS. */
+  get header(): Uint8Array {
+    return this.#plane.arena.u8.subarray(this.frameAt - 12, this.frameAt);
   }
 
   /** Shows the device what was sent; true when it wants a kick. */

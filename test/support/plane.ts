@@ -27,6 +27,16 @@ export const INDIRECT = 2;
 export const MERGEABLE = 4;
 export const IN_ORDER = 8;
 export const PACKED = 16;
+export const OFFLOADS = 32;
+
+/** Vring.offloads */
+export const CSUM = 1;
+export const TSO4 = 2;
+export const TSO6 = 4;
+export const ECN = 8;
+export const UFO = 16;
+export const USO4 = 32;
+export const USO6 = 64;
 
 /** Descriptor flags (virtio 1.3, 2.7.5). */
 export const NEXT = 1;
@@ -51,6 +61,7 @@ const DROPS = [
   'noGuest',
   'broken',
   'disabled',
+  'badOffload',
 ] as const;
 
 export interface RegionSpec {
@@ -280,6 +291,9 @@ export interface PortOptions {
   /** Both indices of both rings at the start. */
   base?: number;
   addressLimit?: number;
+  /** What the guest may leave undone in what it sends, and takes undone. */
+  may?: number;
+  accepts?: number;
 }
 
 /** A port of the data plane with its two rings. */
@@ -319,6 +333,7 @@ export class PlanePort {
       ring.usedIdx = base;
       vring.set('size', size);
       vring.set('flags', options.flags ?? 0);
+      vring.set('offloads', (index === 0 ? options.accepts : options.may) ?? 0);
       vring.set('headerLength', options.headerLength ?? 12);
       vring.set('desc', this.memory.at(ring.desc));
       vring.set('avail', this.memory.at(ring.avail));
