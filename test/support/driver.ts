@@ -47,7 +47,8 @@ export class Driver {
     const { memory } = this.port;
     const stride = structures.constant('DRIVER_RING_STRIDE');
     const shadow = roundUp(size * structures.constant('SHADOW_STRIDE'), 64);
-    const tables = plane.table(2 * (stride + shadow) + FRAME_ROOM);
+    const tables = plane.table(2 * (stride + shadow) + 16 + FRAME_ROOM);
+    // With room for a virtio-net header before it.
     this.frameAt = tables + 2 * (stride + shadow) + 16;
     const offsets = fields(structures.layout, 'DriverRing', FIELDS);
     const start = memory.at(guestBase);
