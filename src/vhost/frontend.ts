@@ -94,6 +94,7 @@ export class FrontendSession {
   readonly #waiting: Waiting[] = [];
   #ended: () => void = () => {};
   #protocolFeatures = 0n;
+  #packed = false;
 
   /** Throws a SystemError when the poller can't watch the socket, which then stays the caller's. */
   constructor(options: FrontendSessionOptions) {
@@ -138,6 +139,7 @@ export class FrontendSession {
     }
     const features = offered & (wanted | VHOST_USER_F_PROTOCOL_FEATURES);
     await this.#do(requests.SET_FEATURES, encodeU64(features));
+    this.#packed = (features & virtio.VIRTIO_F_RING_PACKED) !== 0n;
     return { features, protocolFeatures: this.#protocolFeatures, queuePairs };
   }
 
@@ -198,11 +200,14 @@ export class FrontendSession {
     await this.#do(requests.SET_VRING_ENABLE, encodeVringState({ index, num: enabled ? 1 : 0 }));
   }
 
-  /** Stops a ring. Returns the next entry of the available ring that the back-end would look at. */
+  /**
+   * Stops a ring. Returns the next entry of the available ring that the back-end would look at; of a packed ring
+   * both of its positions, each with its wrap counter.
+   */
   async stopVring(index: number): Promise<number> {
     const answer = await this.#ask(requests.GET_VRING_BASE, encodeVringState({ index, num: 0 }));
     const state = decodeVringState(answer);
-    if (state.index === index && state.num <= 0xffff) return state.num;
+    if (state.index === index && (state.num <= 0xffff || this.#packed)) return state.num;
     const words = `queue ${state.index} at ${state.num} in the answer for queue ${index}`;
     throw this.#distrust(`GET_VRING_BASE: ${words}`);
   }

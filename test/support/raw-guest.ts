@@ -7,7 +7,7 @@ import { closeFd, connectUnix, drain, eventfd, memfd, type Poller, signal } from
 import type { MemoryRegion } from '../../src/vhost/device.ts';
 import { FrontendSession } from '../../src/vhost/frontend.ts';
 import { features } from '../../src/virtio/features.ts';
-import { splitLayout } from '../../src/virtio/split-ring.ts';
+import { type RingLayout, splitLayout } from '../../src/virtio/split-ring.ts';
 import { frame } from './ethernet.ts';
 import type { Descriptor } from './plane.ts';
 
@@ -33,7 +33,8 @@ export class RawGuest {
   readonly calls = [eventfd(), eventfd()] as const;
   readonly errs = [eventfd(), eventfd()] as const;
   readonly #features: bigint;
-  readonly #rings: readonly { desc: number; avail: number; used: number }[];
+  /** Where the parts of each ring lie in its memory. */
+  protected readonly rings: readonly { desc: number; avail: number; used: number }[];
   readonly #buffers: number;
   #closed = false;
   /** Entries offered and entries seen, by ring. */
@@ -42,18 +43,22 @@ export class RawGuest {
 
   constructor(path: string, poller: Poller, options: RawGuestOptions = {}) {
     this.size = options.size ?? 64;
-    this.bytes = (options.megabytes ?? 1) << 20;
+    this.bytes = (options.megabytes ?? 1) * 2 ** 20;
     this.#features = options.features ?? DEFAULT_FEATURES;
     this.fd = memfd('raw-guest', this.bytes);
-    const parts = splitLayout(this.size);
+    const parts = this.parts();
     const length = Math.ceil(parts.length / 4096) * 4096;
-    this.#rings = [0, 1].map((i) => ({
+    this.rings = [0, 1].map((i) => ({
       desc: i * length + parts.desc,
       avail: i * length + parts.avail,
       used: i * length + parts.used,
     }));
     this.#buffers = 2 * length;
     this.session = new FrontendSession({ fd: connectUnix(path), poller });
+  }
+
+  protected parts(): RingLayout {
+    return splitLayout(this.size);
   }
 
   /** The whole memory as one region. */
@@ -86,7 +91,7 @@ export class RawGuest {
   }
 
   layout(index: number, base = 0) {
-    const ring = this.#rings[index]!;
+    const ring = this.rings[index]!;
     return {
       size: this.size,
       base,
@@ -111,12 +116,12 @@ export class RawGuest {
     return bytes;
   }
 
-  #at(index: number, part: 'desc' | 'avail' | 'used', offset: number): bigint {
-    return GUEST + BigInt(this.#rings[index]![part] + offset);
+  protected at(index: number, part: 'desc' | 'avail' | 'used', offset: number): bigint {
+    return GUEST + BigInt(this.rings[index]![part] + offset);
   }
 
   describe(index: number, at: number, d: Descriptor): void {
-    this.describeAt(this.#at(index, 'desc', 16 * at), d);
+    this.describeAt(this.at(index, 'desc', 16 * at), d);
   }
 
   describeAt(address: bigint, d: Descriptor): void {
@@ -131,24 +136,24 @@ export class RawGuest {
   offer(index: number, ...heads: number[]): void {
     for (const head of heads) {
       const slot = this.offered[index]! % this.size;
-      this.write(this.#at(index, 'avail', 4 + 2 * slot), Uint8Array.of(head, head >> 8));
+      this.write(this.at(index, 'avail', 4 + 2 * slot), Uint8Array.of(head, head >> 8));
       this.offered[index] = (this.offered[index]! + 1) & 0xffff;
     }
     this.setAvailIdx(index, this.offered[index]!);
   }
 
   setAvailIdx(index: number, value: number): void {
-    this.write(this.#at(index, 'avail', 2), Uint8Array.of(value, value >> 8));
+    this.write(this.at(index, 'avail', 2), Uint8Array.of(value, value >> 8));
     signal(this.kicks[index]!);
   }
 
   usedIdx(index: number): number {
-    return this.read(this.#at(index, 'used', 2), 2).readUInt16LE();
+    return this.read(this.at(index, 'used', 2), 2).readUInt16LE();
   }
 
   /** Does the switch want a kick for this ring (used.flags)? */
   kickWanted(index: number): boolean {
-    return (this.read(this.#at(index, 'used', 0), 1)[0]! & 1) === 0;
+    return (this.read(this.at(index, 'used', 0), 1)[0]! & 1) === 0;
   }
 
   /** Lends buffers 0 to `count` - 1 to receive into. */
@@ -174,12 +179,35 @@ export class RawGuest {
     const frames: Buffer[] = [];
     const idx = this.usedIdx(0);
     for (; this.seen[0] !== idx; this.seen[0] = (this.seen[0]! + 1) & 0xffff) {
-      const entry = this.read(this.#at(0, 'used', 4 + 8 * (this.seen[0]! % this.size)), 8);
+      const entry = this.read(this.at(0, 'used', 4 + 8 * (this.seen[0]! % this.size)), 8);
       const id = entry.readUInt32LE(0);
       frames.push(this.read(this.buffer(id), entry.readUInt32LE(4)).subarray(12));
       this.offer(0, id);
     }
     return frames;
+  }
+
+  /** Offers one chain of descriptors from number `first` on, linked one to the next. */
+  chain(index: number, first: number, ...descriptors: Descriptor[]): void {
+    for (const [i, d] of descriptors.entries()) {
+      const last = i === descriptors.length - 1;
+      const link = last ? {} : { flags: (d.flags ?? 0) | 1, next: (first + i + 1) % this.size };
+      this.describe(index, (first + i) % this.size, { ...d, ...link });
+    }
+    this.offer(index, first);
+  }
+
+  /** The switch has given everything back that was offered. */
+  allUsed(index: number): boolean {
+    return this.usedIdx(index) === this.offered[index];
+  }
+
+  /** Stops a ring and starts it again with nothing on offer. */
+  async restart(index: number): Promise<void> {
+    await this.session.stopVring(index);
+    this.offered[index] = this.usedIdx(index);
+    this.setAvailIdx(index, this.usedIdx(index));
+    await this.startRing(index, this.usedIdx(index));
   }
 
   /** Has the switch signalled that this ring is broken? */

@@ -1,0 +1,236 @@
+/** What a hostile front-end may send: one line an attack, with the sentence that the port must end it with. */
+import { openSync, writeSync } from 'node:fs';
+import { eventfd, memfd, socketPair } from '../../src/sys/index.ts';
+import * as m from '../../src/vhost/messages.ts';
+import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
+import { Random } from '../support/random.ts';
+import { GUEST, USER } from '../support/raw-guest.ts';
+import { type Attacker, address, GIB, NOTHING, R, RING, state, table } from './attacker.ts';
+
+export interface Attack {
+  /** With the CVE that the same input once was in another back-end. */
+  name: string;
+  /** What the port says afterwards. */
+  says: RegExp;
+  act: (a: Attacker) => void;
+}
+
+const u64 = m.encodeU64;
+const MIB = 1n << 20n;
+const HALF = m.encodeMessage(R.SET_FEATURES, 0, u64(0n));
+
+/** One message and nothing before it, with so many copies of a descriptor. */
+const single = (
+  name: string,
+  says: RegExp,
+  request: number,
+  payload: Uint8Array = NOTHING,
+  count = 0,
+): Attack => ({
+  name,
+  says,
+  act: (a) => a.message(request, payload, Array(count).fill(a.ram)),
+});
+/** A header with words of its own. */
+const forged = (name: string, says: RegExp, words: Parameters<Attacker['forged']>[0], payload?: Uint8Array): Attack => ({
+  name,
+  says,
+  act: (a) => a.forged(words, payload),
+}); // biome-ignore format: a table's helper
+/** A memory table after the negotiation; its descriptors are the 1 MiB file for each region, or others. */
+const memory = (name: string, says: RegExp, regions: Partial<m.RegionLayout>[], fds?: (a: Attacker) => number[]): Attack => ({
+  name,
+  says,
+  act: (a) => {
+    a.negotiate();
+    a.message(R.SET_MEM_TABLE, table(...regions), fds ? fds(a) : regions.map(() => a.ram));
+  },
+}); // biome-ignore format: a table's helper
+/** What comes once memory is shared. */
+const shared = (name: string, says: RegExp, act: (a: Attacker) => void, packed = false): Attack => ({
+  name,
+  says,
+  act: (a) => {
+    a.share({ packed });
+    act(a);
+  },
+});
+/** Ring 1 somewhere else than where a ring belongs. */
+const placed = (name: string, says: RegExp, at: readonly [bigint, bigint, bigint], size?: number, packed?: boolean): Attack =>
+  shared(name, says, (a) => a.ring(1, at, size, packed ? 0x8000 : undefined), packed); // biome-ignore format: a table's helper
+/** Features are agreed, and then this. */
+const agreed = (name: string, says: RegExp, act: (a: Attacker) => void, packed = false): Attack => ({
+  name,
+  says,
+  act: (a) => {
+    a.negotiate({ packed });
+    act(a);
+  },
+});
+
+export const HEADERS: Attack[] = [
+  forged('version 0', /GET_FEATURES: protocol version 0, 1 expected/, { flags: 0 }),
+  forged('version 2', /protocol version 2, 1 expected/, { flags: 2 }),
+  forged('a reply', /a reply where a request is expected/, { flags: 5 }),
+  forged('unknown flags', /unknown flags 0x10/, { flags: 0x11 }),
+  forged('all flags', /protocol version 3, 1 expected/, { flags: 0xffff_ffff }),
+  forged('a payload of 4 GiB', /SET_FEATURES: payload of 4294967295 bytes, 8 expected/, { request: R.SET_FEATURES, size: 0xffff_ffff }),
+  forged('a payload where there is none', /GET_FEATURES: payload of 8 bytes, 0 expected/, {}, u64(0n)),
+  forged('a short payload', /SET_VRING_ADDR: payload of 8 bytes, 40 expected/, { request: R.SET_VRING_ADDR }, u64(0n)),
+  forged('a payload shorter than its header says, and the next message in its place', /SET_FEATURES: payload of 4 bytes, 8 expected/, { request: R.SET_FEATURES, size: 4 }, u64(0n)),
+  forged('request 0', /message 0: no such request is known here/, { request: 0 }),
+  forged('request 0xffffffff', /message 4294967295: no such request is known here/, { request: 0xffff_ffff }),
+  forged('an unknown request of 4097 bytes', /payload of 4097 bytes, at most 4096 expected/, { request: 77, size: 4097 }),
+  { name: 'a header cut off', says: /message header: the connection closed in the middle of it/, act: (a) => a.bytes(HALF.subarray(0, 5)) },
+  { name: 'a header of one byte', says: /message header: the connection closed in the middle of it/, act: (a) => a.bytes(HALF.subarray(0, 1)) },
+  { name: 'a payload cut off', says: /SET_FEATURES: the connection closed in the middle of it/, act: (a) => a.bytes(HALF.subarray(0, 15)) },
+  { name: 'a payload cut off before its first byte', says: /SET_FEATURES: the connection closed in the middle of it/, act: (a) => a.bytes(HALF.subarray(0, 12)) },
+  { name: 'noise', says: /protocol version|unknown flags|a reply/, act: (a) => a.bytes(new Random(3).bytes(300)) },
+]; // biome-ignore format: a table
+
+export const DESCRIPTORS: Attack[] = [
+  single('one with GET_FEATURES (CVE-2019-14818)', /GET_FEATURES: 1 descriptor, 0 expected/, R.GET_FEATURES, NOTHING, 1),
+  single('eight with SET_OWNER (CVE-2019-14818)', /SET_OWNER: 8 descriptors, 0 expected/, R.SET_OWNER, NOTHING, 8),
+  single('nine', /message header: more than 8 descriptors/, R.SET_OWNER, NOTHING, 9),
+  single('250', /message header: more than 8 descriptors/, R.SET_OWNER, NOTHING, 250),
+  single('eight with an unknown request (CVE-2019-14818)', /message 99: no such request is known here/, 99, NOTHING, 8),
+  single('none with a memory table', /SET_MEM_TABLE: 0 descriptors, 1 expected/, R.SET_MEM_TABLE, table({})),
+  single('two with a memory table of one region', /SET_MEM_TABLE: 2 descriptors, 1 expected/, R.SET_MEM_TABLE, table({}), 2),
+  single('none with a kick that has one', /SET_VRING_KICK: 0 descriptors, 1 expected/, R.SET_VRING_KICK, m.encodeVringIndex(0, true)),
+  single('two with a kick', /SET_VRING_KICK: 2 descriptors, 1 expected/, R.SET_VRING_KICK, m.encodeVringIndex(0, true), 2),
+  single('one with a call that has none', /SET_VRING_CALL: 1 descriptor, 0 expected/, R.SET_VRING_CALL, m.encodeVringIndex(0, false), 1),
+  single('a call that is no eventfd', /SET_VRING_CALL: queue 0: the descriptor is not an eventfd/, R.SET_VRING_CALL, m.encodeVringIndex(0, true), 1),
+  single('an err that is no eventfd', /SET_VRING_ERR: queue 1: the descriptor is not an eventfd/, R.SET_VRING_ERR, m.encodeVringIndex(1, true), 1),
+  single('a kick that is no eventfd', /SET_VRING_KICK: queue 1: the descriptor is not an eventfd/, R.SET_VRING_KICK, m.encodeVringIndex(1, true), 1),
+  { name: 'one with the payload in place of the header', says: /SET_FEATURES: descriptors came with the payload, not with the header/, act: (a) => { a.bytes(HALF.subarray(0, 12)); a.bytes(HALF.subarray(12), [a.ram]); } },
+  { name: 'one with each byte of a header (CVE-2019-14818)', says: /message header: more than 8 descriptors/, act: (a) => { for (let i = 0; i < 12; i++) a.bytes(HALF.subarray(i, i + 1), [a.ram]); } },
+]; // biome-ignore format: a table
+
+export const FEATURES: Attack[] = [
+  single('one that was not offered', /SET_FEATURES: VIRTIO_F_SR_IOV not offered/, R.SET_FEATURES, u64(features.VIRTIO_F_SR_IOV)),
+  single('all', /SET_FEATURES: .*VIRTIO_F_ADMIN_VQ.* not offered/, R.SET_FEATURES, u64(2n ** 64n - 1n)),
+  single('bits without a name', /SET_FEATURES: .*63.*|not offered/, R.SET_FEATURES, u64(1n << 63n)),
+  single('a protocol feature that was not offered', /SET_PROTOCOL_FEATURES: VHOST_USER_PROTOCOL_F_CRYPTO_SESSION not offered/, R.SET_PROTOCOL_FEATURES, u64(vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CRYPTO_SESSION)),
+  single('all protocol features', /SET_PROTOCOL_FEATURES: .* not offered/, R.SET_PROTOCOL_FEATURES, u64(2n ** 64n - 1n)),
+  shared('changed while a queue is running', /SET_FEATURES: .*VIRTIO_F_VERSION_1.* changed while a queue is running/, (a) => { a.ring(1); a.message(R.SET_FEATURES, u64(features.VHOST_USER_F_PROTOCOL_FEATURES)); }),
+  shared('packed rings while a split one is running', /VIRTIO_F_RING_PACKED changed while a queue is running/, (a) => { a.ring(1); a.negotiate({ packed: true }); }),
+]; // biome-ignore format: a table
+
+export const QUEUES: Attack[] = [
+  single('queue 256 (CVE-2020-10723)', /SET_VRING_NUM: queue 256 does not exist/, R.SET_VRING_NUM, state(256, 64)),
+  single('queue 0x10000, which is 0 in 16 bits (CVE-2020-10723)', /queue 65536 does not exist/, R.SET_VRING_BASE, state(0x10000, 0)),
+  single('queue 0x10001 enabled (CVE-2020-10723)', /queue 65537 does not exist/, R.SET_VRING_ENABLE, state(0x10001, 1)),
+  single('queue 0xffffffff (CVE-2020-10723)', /queue 4294967295 does not exist/, R.SET_VRING_ENABLE, state(0xffff_ffff, 1)),
+  single('the place of queue 0x80000000', /queue 2147483648 does not exist/, R.SET_VRING_ADDR, address(0x8000_0000, RING)),
+  single('the base of a queue that does not exist', /GET_VRING_BASE: queue 70000 does not exist/, R.GET_VRING_BASE, state(70000, 0)),
+  single('bits above the index of a kick (CVE-2020-10723)', /SET_VRING_KICK: bits 0x10000 have no meaning beside the queue's index/, R.SET_VRING_KICK, u64(0x10100n)),
+  single('a kick of queue 255', /queue 255 does not exist/, R.SET_VRING_KICK, m.encodeVringIndex(255, false)),
+  single('enabled twice over', /SET_VRING_ENABLE: queue 0: 2, 0 or 1 expected/, R.SET_VRING_ENABLE, state(0, 2)),
+  single('a ring of 0', /queue 0: size 0, a power of 2/, R.SET_VRING_NUM, state(0, 0)),
+  single('a ring of 3', /queue 0: size 3, a power of 2/, R.SET_VRING_NUM, state(0, 3)),
+  single('a ring of 32769', /queue 0: size 32769, a power of 2/, R.SET_VRING_NUM, state(0, 32769)),
+  single('a ring of 65536', /queue 0: size 65536, a power of 2/, R.SET_VRING_NUM, state(0, 65536)),
+  agreed('a packed ring of 0', /queue 0: size 0, a number from 1 to 32768/, (a) => a.message(R.SET_VRING_NUM, state(0, 0)), true),
+  agreed('a packed ring of 32769', /queue 0: size 32769, a number from 1 to 32768/, (a) => a.message(R.SET_VRING_NUM, state(0, 32769)), true),
+  single('a base of 65536', /queue 0: base 65536, at most 65535/, R.SET_VRING_BASE, state(0, 65536)),
+  single('a kick before everything', /queue 0 can't start before SET_FEATURES/, R.SET_VRING_KICK, m.encodeVringIndex(0, false)),
+  agreed('a kick before memory', /queue 0 can't start before SET_MEM_TABLE/, (a) => a.message(R.SET_VRING_KICK, m.encodeVringIndex(0, false))),
+  agreed('a place before memory, and a kick', /queue 1 can't start before SET_MEM_TABLE/, (a) => a.ring(1)),
+  shared('a kick before the size', /queue 0 can't start before SET_VRING_NUM/, (a) => a.message(R.SET_VRING_KICK, m.encodeVringIndex(0, false))),
+  shared('a kick before the place', /queue 0 can't start before SET_VRING_ADDR/, (a) => { a.message(R.SET_VRING_NUM, state(0, 64)); a.message(R.SET_VRING_KICK, m.encodeVringIndex(0, false)); }),
+  shared('a running ring that changes its size', /queue 0: the size can't change while it is running/, (a) => { a.ring(0); a.message(R.SET_VRING_NUM, state(0, 128)); }),
+  shared('a running ring that changes its place', /queue 0: the addresses can't change while it is running/, (a) => { a.ring(0); a.message(R.SET_VRING_ADDR, address(0, [USER, USER + 0x3000n, USER + 0x2000n])); }),
+  shared('a running ring that changes its base', /queue 0: the base can't change while it is running/, (a) => { a.ring(0); a.message(R.SET_VRING_BASE, state(0, 77)); }),
+  shared('a packed base outside of the ring', /base 0x8040 is outside of a packed ring of 64 entries/, (a) => a.ring(1, RING, 64, 0x8040), true),
+  shared('a packed used position outside of the ring', /base 0xffff8000 is outside of a packed ring/, (a) => a.ring(1, RING, 64, 0xffff_8000), true),
+  shared('a size of packed rings for a split one', /queue 1: size 63, a power of 2 expected of a split ring/, (a) => {
+    a.negotiate({ packed: true });
+    a.message(R.SET_VRING_NUM, state(1, 63));
+    a.negotiate();
+    a.message(R.SET_VRING_ADDR, address(1, RING));
+    a.message(R.SET_VRING_KICK, m.encodeVringIndex(1, false));
+  }),
+]; // biome-ignore format: a table
+
+export const PLACES: Attack[] = [
+  placed('a descriptor table that is not aligned', /queue 1: descriptor table at user address 0x7f0000000008, 1024 bytes: not aligned to 16 bytes/, [USER + 8n, RING[1], RING[2]]),
+  placed('an available ring that is not aligned', /available ring .* not aligned to 2 bytes/, [RING[0], RING[1] + 1n, RING[2]]),
+  placed('a used ring that is not aligned', /used ring .* not aligned to 4 bytes/, [RING[0], RING[1], RING[2] + 2n]),
+  placed('a packed ring that is not aligned', /descriptor ring .* not aligned to 16 bytes/, [USER + 4n, RING[1], RING[2]], 64, true),
+  placed('an event suppression structure that is not aligned', /device's event suppression structure .* not aligned to 4 bytes/, [USER, RING[1], RING[2] + 1n], 64, true),
+  placed('a ring at 0', /descriptor table at user address 0x0, .* not inside one region/, [0n, RING[1], RING[2]]),
+  placed('a ring at a guest address', /not inside one region/, [GUEST, RING[1], RING[2]]),
+  placed('a ring below its region', /descriptor table .* not inside one region/, [USER - 16n, RING[1], RING[2]]),
+  placed('a ring that runs out of its region (CVE-2018-1059)', /used ring at user address 0x7f00000fff00, 518 bytes: not inside one region/, [RING[0], RING[1], USER + 0xfff00n]),
+  placed('an available ring that runs out by its last two bytes (CVE-2018-1059)', /available ring at user address 0x7f00000fff7c, 134 bytes: not inside one region/, [RING[0], USER + MIB - 132n, RING[2]]),
+  placed('a packed ring that runs out of its region (CVE-2018-1059)', /descriptor ring at user address 0x7f00000ffc10, 1024 bytes: not inside one region/, [USER + 0xffc10n, RING[1], RING[2]], 64, true),
+  placed('an event suppression structure at the end of memory', /driver's event suppression structure at user address 0x7f0000100000, 4 bytes: not inside one region/, [USER, USER + MIB, RING[2]], 64, true),
+  placed('a ring that wraps', /not inside one region/, [0xffff_ffff_ffff_fff0n, RING[1], RING[2]]),
+  placed('a ring larger than memory', /descriptor table .* 524288 bytes: not inside one region/, [USER + 0x8_0010n, RING[1], RING[2]], 32768),
+  agreed('a place after memory could not be mapped', /SET_MEM_TABLE: region 0: .* can't be mapped/, (a) => { a.message(R.SET_MEM_TABLE, table({}), a.own(eventfd())); a.ring(1); }),
+  shared('a memory table that leaves a running ring out', /SET_MEM_TABLE: descriptor table .* not inside one region/, (a) => { a.ring(1); a.message(R.SET_MEM_TABLE, table({ userAddress: USER + MIB }), [a.ram]); }),
+]; // biome-ignore format: a table
+
+const nine = Array.from({ length: 9 }, (_, i) => ({
+  guestAddress: GUEST + BigInt(i) * MIB,
+  userAddress: USER + BigInt(i) * MIB,
+}));
+export const MEMORY: Attack[] = [
+  single('no regions', /SET_MEM_TABLE: (payload of 8 bytes|0 regions)/, R.SET_MEM_TABLE, new Uint8Array(8)),
+  single('nine regions', /SET_MEM_TABLE: payload of 296 bytes, at most 264/, R.SET_MEM_TABLE, table(...nine), 8),
+  single('nine regions by number, eight by size', /SET_MEM_TABLE: 9 regions, 1 to 8 expected/, R.SET_MEM_TABLE, table(...nine).subarray(0, 264), 8),
+  single('0xffffffff regions', /SET_MEM_TABLE: 4294967295 regions, 1 to 8 expected/, R.SET_MEM_TABLE, new Uint8Array(40).fill(0xff), 1),
+  single('two regions by number, one by size', /SET_MEM_TABLE: payload of 40 bytes for 2 regions, 72 expected/, R.SET_MEM_TABLE, table({}, {}).subarray(0, 40), 2),
+  memory('a file shorter than the region', /region 0: region file shorter than declared, 0x100000 bytes where offset \+ size is 0x100001/, [{ size: MIB + 1n }]),
+  memory('an offset that runs out of the file', /region file shorter than declared/, [{ mmapOffset: 0x1000n }]),
+  memory('an empty region', /region 0 is empty/, [{ size: 0n }]),
+  memory('a size that becomes 0 when it is aligned', /region 0: (guest|user) address .* wraps/, [{ size: 2n ** 64n - 1n }]),
+  memory('a region that wraps', /region 0: guest address .* wraps/, [{ guestAddress: 0xffff_ffff_ffff_f000n }]),
+  memory('a region that wraps for the front-end', /region 0: user address .* wraps/, [{ userAddress: 0xffff_ffff_ffff_f000n }]),
+  memory('an offset that wraps (CVE-2020-10722)', /region 0: file offset .* wraps/, [{ mmapOffset: 0xffff_ffff_ffff_f000n }]),
+  memory('regions that overlap', /regions 0 and 1 overlap in guest addresses/, [{}, { userAddress: USER + MIB }]),
+  memory('regions that overlap by one byte', /regions 0 and 1 overlap in guest addresses/, [{}, { userAddress: USER + MIB, guestAddress: GUEST + MIB - 1n }]),
+  memory('regions that overlap for the front-end', /regions 0 and 1 overlap in user addresses/, [{}, { guestAddress: GUEST + MIB }]),
+  memory('a socket', /region 0: a socket can't be mapped/, [{}], (a) => a.own(...socketPair()).slice(0, 1)),
+  memory('an eventfd', /region 0: an eventfd or the like can't be mapped/, [{}], (a) => a.own(eventfd())),
+  memory('a device', /region 0: a device can't be mapped/, [{}], (a) => a.own(openSync('/dev/null', 'r'))),
+  memory('a directory', /region 0: a directory can't be mapped/, [{}], (a) => a.own(openSync('/', 'r'))),
+  memory('a file open for reading alone', /region at guest address 0x40000000: mmap.*EACCES/, [{}], (a) => a.own(openSync(`/proc/self/fd/${a.ram}`, 'r'))),
+  memory('a region that no switch has room for', /region at guest address 0x40000000: .* fit/, [{ size: 64n * GIB }], (a) => [a.sparse(64n * GIB)]),
+  memory('regions that have room one by one, and not together', / fit/, [{ size: 2n * GIB }, { size: 2n * GIB, guestAddress: GUEST + 2n * GIB, userAddress: USER + 2n * GIB }], (a) => { const fd = a.sparse(2n * GIB); return [fd, fd]; }),
+]; // biome-ignore format: a table
+
+/** Messages that a network device has no use for, each with a payload of its right size. */
+export const REFUSED: Attack[] = [
+  single('a crypto session with a key of 4 GiB (CVE-2020-10724, CVE-2020-14374 to 14378)', /CREATE_CRYPTO_SESSION: not offered by this back-end/, R.CREATE_CRYPTO_SESSION, new Uint8Array(616).fill(0xff)),
+  single('the end of a crypto session', /CLOSE_CRYPTO_SESSION: not offered by this back-end/, R.CLOSE_CRYPTO_SESSION, u64(0n)),
+  single('the socket of a display', /GPU_SET_SOCKET: not offered by this back-end/, R.GPU_SET_SOCKET, NOTHING, 1),
+  single('a shared object', /GET_SHARED_OBJECT: not offered by this back-end/, R.GET_SHARED_OBJECT, new Uint8Array(16)),
+]; // biome-ignore format: a table
+
+/** Memory whose ring 1 is poisoned: it breaks when a worker gets to look at it before the attacker has left. */
+function poison(write: (memory: Buffer) => void): Attack {
+  const memory = Buffer.alloc(0x3000);
+  memory.writeUInt16LE(1, 0x1002);
+  write(memory);
+  return {
+    name: 'a poisoned ring',
+    says: /queue 1/,
+    act: (a) => {
+      const fd = memfd('poison', 1 << 20);
+      a.own(fd);
+      writeSync(fd, memory, 0, memory.length, 0);
+      a.negotiate();
+      a.message(R.SET_MEM_TABLE, table({}), [fd]);
+      a.message(R.SET_VRING_ENABLE, state(1, 1));
+      a.ring(1);
+    },
+  };
+}
+export const POISONED: Attack[] = [
+  // A chain that is its own end, an address nowhere, a head out of range, a wild jump of avail.idx.
+  poison((b) => b.writeUInt16LE(1, 12)),
+  poison((b) => b.writeUInt32LE(100, 8)),
+  poison((b) => b.writeUInt16LE(64, 0x1004)),
+  poison((b) => b.writeUInt16LE(30_000, 0x1002)),
+];

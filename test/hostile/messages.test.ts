@@ -1,0 +1,162 @@
+/**
+ * Hostile front-ends on one port of a running switch, beside a healthy pair on two others: each attack ends with a
+ * sentence that names what was wrong, costs nothing that isn't given back, and nobody else notices.
+ */
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+import { eventfd } from '../../src/sys/index.ts';
+import * as m from '../../src/vhost/messages.ts';
+import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { RawGuest } from '../support/raw-guest.ts';
+import { until } from '../support/until.ts';
+import { Attacker, address, NOTHING, R, RING, state, table } from './attacker.ts';
+import {
+  type Attack,
+  DESCRIPTORS,
+  FEATURES,
+  HEADERS,
+  MEMORY,
+  PLACES,
+  QUEUES,
+  REFUSED,
+} from './bad-messages.ts';
+import { Stage } from './stage.ts';
+
+let stage: Stage;
+before(async () => {
+  stage = await Stage.start();
+});
+after(() => stage.close());
+
+/** Lets an attacker act and leave; resolves when the port has served it to its end. */
+async function attack(act: (a: Attacker) => unknown): Promise<void> {
+  stage.forget();
+  const connections = stage.port.connections;
+  const a = new Attacker(stage.path(), stage.ram);
+  try {
+    await act(a);
+  } finally {
+    a.close();
+  }
+  await until(() => stage.port.connections > connections, 'the port has served it');
+  await stage.listening();
+}
+
+function assertSaid(says: RegExp): void {
+  assert.match(stage.port.lastError!, says);
+  assert.ok(
+    stage.errors.some((error) => says.test(error)),
+    'the event says so too',
+  );
+}
+
+const tables: Record<string, Attack[]> = {
+  'a header': HEADERS,
+  descriptors: DESCRIPTORS,
+  features: FEATURES,
+  'a queue': QUEUES,
+  'a ring': PLACES,
+  memory: MEMORY,
+  'no network': REFUSED,
+};
+for (const [what, attacks] of Object.entries(tables)) {
+  describe(what, () => {
+    for (const { name, says, act } of attacks) {
+      test(name, async () => {
+        await attack(act);
+        assertSaid(says);
+        await stage.unharmed();
+      });
+    }
+  });
+}
+
+describe('every message, with each number of descriptors and a size that is wrong', () => {
+  for (const [name, request] of Object.entries(R)) {
+    const { size, descriptors } = m.requestRule(request)!;
+    const [smallest, largest] = typeof size === 'number' ? [size, size] : size;
+    const [fewest, most] = typeof descriptors === 'number' ? [descriptors, descriptors] : descriptors === 'regions' || descriptors === 'vring' ? [1, 1] : descriptors; // biome-ignore format: one choice
+    const payload = new Uint8Array(smallest);
+    if (descriptors === 'regions') payload[0] = 1;
+    test(name, async () => {
+      for (const count of [0, 1, 2, 8]) {
+        if (count >= fewest && count <= most) continue;
+        await attack((a) => a.message(request, payload, Array(count).fill(a.ram)));
+        assertSaid(new RegExp(`${name}: ${count} descriptors?, `));
+      }
+      for (const wrong of [smallest - 1, largest + 1]) {
+        if (wrong < 0) continue;
+        await attack((a) => a.message(request, new Uint8Array(wrong)));
+        assertSaid(new RegExp(`${name}: payload of ${wrong} byte`));
+      }
+      await stage.unharmed();
+    });
+  }
+});
+
+describe('over and over', () => {
+  const TIMES = 10_000;
+  const repeats: [string, (a: Attacker, fd: number, i: number) => Promise<void>][] = [
+    ['SET_VRING_NUM (CVE-2019-14818)', (a, _, i) => a.patiently(R.SET_VRING_NUM, state(0, 1 << (i % 16)))],
+    ['SET_VRING_ADDR', (a) => a.patiently(R.SET_VRING_ADDR, address(0, RING))],
+    ['SET_VRING_CALL', (a, fd) => a.patiently(R.SET_VRING_CALL, m.encodeVringIndex(0, true), [fd])],
+    ['SET_VRING_ERR', (a, fd) => a.patiently(R.SET_VRING_ERR, m.encodeVringIndex(0, true), [fd])],
+    ['SET_VRING_CALL of a running ring', (a, fd) => a.patiently(R.SET_VRING_CALL, m.encodeVringIndex(1, true), [fd])],
+    ['SET_VRING_KICK of a running ring', (a, fd) => a.patiently(R.SET_VRING_KICK, m.encodeVringIndex(1, true), [fd])],
+    ['SET_MEM_TABLE', (a) => a.patiently(R.SET_MEM_TABLE, table({}), [a.ram])],
+    ['RESET_OWNER', (a) => a.patiently(R.RESET_OWNER, NOTHING)],
+  ]; // biome-ignore format: a table
+  for (const [name, repeat] of repeats) {
+    test(`${name}, ${TIMES} times`, async () => {
+      const resident = process.memoryUsage().rss;
+      await attack(async (a) => {
+        a.share();
+        a.ring(1);
+        const [fd] = a.own(eventfd());
+        for (let i = 0; i < TIMES; i++) await repeat(a, fd!, i);
+        await a.patiently(R.GET_FEATURES, NOTHING);
+        assert.ok((await a.answer()).length > 0, 'all of them are served');
+      });
+      assert.deepEqual(stage.errors, []);
+      await stage.unharmed();
+      assert.ok(process.memoryUsage().rss - resident < 64 << 20, 'no memory is kept');
+    });
+  }
+});
+
+test('half a message and then silence: others are served meanwhile', async () => {
+  const a = new Attacker(stage.path(), stage.ram);
+  a.bytes(m.encodeMessage(R.SET_FEATURES, 0, m.encodeU64(0n)).subarray(0, 14));
+  await until(() => stage.port.state === 'connected', 'the port serves it');
+  await stage.healthy.flows();
+  assert.equal(stage.port.state, 'connected');
+  a.close();
+  await stage.unharmed();
+});
+
+test('GET_VRING_BASE of a ring that never ran, twice', async () => {
+  await attack(async (a) => {
+    a.message(R.SET_VRING_BASE, state(1, 7));
+    for (const _ of [1, 2]) {
+      a.message(R.GET_VRING_BASE, state(1, 0));
+      assert.deepEqual(m.decodeVringState((await a.answer()).subarray(12)), { index: 1, num: 7 });
+    }
+  });
+  assert.deepEqual(stage.errors, []);
+  await stage.unharmed();
+});
+
+test('a request that is refused with an acknowledgement: the session goes on', async (t) => {
+  stage.forget();
+  const guest = new RawGuest(stage.path(), stage.lease.poller);
+  t.after(() => guest.close());
+  await guest.start();
+  await assert.rejects(guest.session.setVring(0, { ...guest.layout(0), size: 3 }), /SET_VRING_NUM.*refused/);
+  assert.match(stage.port.lastError!, /queue 0: size 3/);
+  await assert.rejects(guest.session.enable(9, true), /refused/);
+  assert.equal(stage.port.state, 'up');
+  guest.send(frame(BROADCAST, mac(4)));
+  await until(() => guest.usedIdx(1) === 1, 'its rings go on');
+  await guest.close();
+  await stage.unharmed();
+});
