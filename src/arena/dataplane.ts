@@ -12,6 +12,7 @@ export interface DataplaneFunctions {
   learn(mac: bigint, port: number): void;
   lookup(mac: bigint): number;
   flush(port: number, expired: number): number;
+  flowHash(frame: number, length: number): number;
   prepareDriver(ring: number, receive: number): void;
   publishDriver(ring: number): number;
   reclaim(ring: number): number;

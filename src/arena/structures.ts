@@ -45,7 +45,7 @@ const WORKER = [
   'busyRounds',
 ] as const;
 const PORT = [
-  'used', 'vrings', 'pairs', 'regions', 'regionCount', 'addresses', 'addressLimit', 'notLearned',
+  'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'addresses', 'addressLimit', 'notLearned',
 ] as const; // biome-ignore format: a table
 const REGION = ['base', 'size', 'arena'] as const;
 const VRING = [

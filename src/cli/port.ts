@@ -11,7 +11,8 @@ A port is NAME=TYPE:TARGET[,key=value…]:
   TYPE:TARGET          vhost-user:PATH of the unix socket; a comma in PATH is written twice
   role=server|client   server (default): listens on PATH; client: dials it, again when it is gone
   max-addresses=N      most MAC addresses learned on this port
-  features=-A,-B,+C    offers the guest less or more than by default, such as -packed,-in-order`;
+  features=-A,-B,+C    offers the guest less or more than by default, such as -packed,-in-order
+  queues=N             most queue pairs of the guest, 1 to 128 (default)`;
 
 /** A port in its one-line form, its path made absolute: what runs the switch may be in another directory. */
 export async function readPort(text: string): Promise<PortSpec> {

@@ -3,11 +3,11 @@
  * them there. Frames for one destination keep their order and go out as one burst.
  */
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
-import { drop, DROP_SAME_PORT, header, portAt, Vring, vringAt } from './layout';
+import { drop, DROP_SAME_PORT, header, portAt, Vring } from './layout';
 import {
   destinationSlot, FLOOD, frameAt, listSlot, markSlot, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
 } from './scratch';
-import { transmit } from './device';
+import { deliver } from './spread';
 
 /** The group bit of an address, as loaded little-endian. */
 const GROUP: u64 = 1;
@@ -54,7 +54,7 @@ export function bridge(source: Vring, count: u32): void {
   }
   if (only == NO_PORT) return;
   if (uniform && only != FLOOD) {
-    transmit(vringAt(portAt(only), 0), count, true);
+    deliver(portAt(only), count, true);
     return;
   }
   const destinations = collect(from, count);
@@ -67,7 +67,7 @@ export function bridge(source: Vring, count: u32): void {
       const to = packetAt(i).destination;
       if (to == port || to == everybody) store<u32>(listSlot(n++), i);
     }
-    transmit(vringAt(portAt(port), 0), n, false);
+    deliver(portAt(port), n, false);
   }
 }
 

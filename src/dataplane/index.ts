@@ -5,6 +5,7 @@ import { Entry, ENTRY_STRIDE as ENTRY_BYTES, FDB_SLOTS as SLOTS } from './fdb';
 
 export { armAll, disarmAll, poll, sleep, start, wake } from './poll';
 export { flush, learn, lookup } from './fdb';
+export { flowHash } from './flow';
 export {
   armDriver, disarmDriver, drainFrames, floodFrames, prepareDriver, publishDriver, receiveFrame, reclaim, sendFrame,
 } from './driver';
@@ -20,6 +21,7 @@ export const MAX_PORTS: u32 = L.MAX_PORTS;
 export const MAX_WORKERS: u32 = L.MAX_WORKERS;
 export const MAX_REGIONS: u32 = L.MAX_REGIONS;
 export const MAX_QUEUES: u32 = S.MAX_QUEUES;
+export const FLOWS: u32 = L.FLOWS;
 export const FDB_SLOTS: u32 = SLOTS;
 export const WORKER_STRIDE: usize = L.WORKER_STRIDE;
 export const PORT_STRIDE: usize = L.PORT_STRIDE;
@@ -53,8 +55,9 @@ export const Worker_idleRounds: usize = offsetof<L.Worker>('idleRounds');
 export const Worker_busyRounds: usize = offsetof<L.Worker>('busyRounds');
 
 export const Port_used: usize = offsetof<L.Port>('used');
-export const Port_vrings: usize = offsetof<L.Port>('vrings');
 export const Port_pairs: usize = offsetof<L.Port>('pairs');
+export const Port_ring: usize = offsetof<L.Port>('ring');
+export const Port_table: usize = offsetof<L.Port>('table');
 export const Port_regions: usize = offsetof<L.Port>('regions');
 export const Port_regionCount: usize = offsetof<L.Port>('regionCount');
 export const Port_addresses: usize = offsetof<L.Port>('addresses');

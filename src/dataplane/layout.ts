@@ -31,6 +31,8 @@ export const WORKER_STRIDE: usize = 0x40_0000;
 export const BURST: u32 = 64;
 /** Bytes of a frame that are copied before anything is decided on them. */
 export const SNAPSHOT: u32 = 128;
+/** Entries of a port's table from flows to rings, a power of 2. */
+export const FLOWS: u32 = 128;
 /** Largest frame: 64 KiB of payload and an Ethernet header (virtio 1.3, 5.1.6.3.1: 65562 with the header). */
 export const MAX_FRAME: u32 = 65550;
 
@@ -86,10 +88,12 @@ export const SLEEPING: u32 = 0xffff_ffff;
 export class Port {
   /** 1 while in use. */
   used: u32;
-  /** First of this port's vrings; even ones go to the guest, odd ones come from it (virtio 1.3, 5.1.2). */
-  vrings: usize;
-  /** Pairs of queues that packets may be sent to now. */
+  /** Rings that frames for the guest may go to now: those that run and are enabled. */
   pairs: u32;
+  /** The first of them; without any, the one that counts what found no guest. */
+  ring: usize;
+  /** `FLOWS` rings by flow, u32 each; read while there are several. */
+  table: usize;
   /** Guest memory: `regions[0 … regionCount)`, sorted by guest address. */
   regions: usize;
   regionCount: u32;
@@ -273,7 +277,6 @@ export const SHADOW_STRIDE: usize = 16;
 
 @inline export function header(): Header { return changetype<Header>(HEADER); }
 @inline export function portAt(index: u32): Port { return changetype<Port>(PORTS + <usize>index * PORT_STRIDE); }
-@inline export function vringAt(port: Port, index: u32): Vring { return changetype<Vring>(port.vrings + <usize>index * VRING_STRIDE); }
 @inline export function drop(vring: Vring, reason: u32, count: u64 = 1): void {
   const at = changetype<usize>(vring) + offsetof<Vring>("drops") + (<usize>reason << 3);
   store<u64>(at, load<u64>(at) + count);

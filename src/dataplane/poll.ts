@@ -6,8 +6,8 @@
  * hold what the table said before.
  */
 import { bridge } from './bridge';
-import { drop, DROP_DISABLED, header, MAX_PORTS, RUNNING, SLEEPING, Vring } from './layout';
-import { MAX_QUEUES, queueSlot, useWorker, worker } from './scratch';
+import { BURST, drop, DROP_DISABLED, header, MAX_PORTS, RUNNING, SLEEPING, Vring } from './layout';
+import { MAX_CALLS, queueSlot, useWorker, worker } from './scratch';
 import { arm, complete, disarm, receive } from './device';
 
 /** Binds this instance to a worker's area, once, before anything else. */
@@ -55,8 +55,8 @@ function round(): u32 {
         else drop(vring, DROP_DISABLED, burst);
         complete(vring, burst);
         packets += burst;
-        // A burst adds at most one call a port and its own; the next round goes on behind this ring.
-        if (self.callCount > MAX_QUEUES - MAX_PORTS - 2) break;
+        // A frame adds at most one call a port, the burst one of its own; the next round goes on behind this ring.
+        if (self.callCount > MAX_CALLS - BURST * MAX_PORTS - 2) break;
       }
     }
   }

@@ -2,38 +2,42 @@
  * A worker's own memory: the burst in work. Laid out at the worker's area of the arena, reused for each burst.
  *
  *   +0x00_0000  Worker
- *   +0x00_1000  rings that it polls
- *   +0x00_5000  rings whose guests want an interrupt
  *   +0x00_9000  the packets of the burst
  *   +0x00_a000  their snapshots
  *   +0x00_d000  per port: the burst that it was last a destination of
  *   +0x00_f000  the destinations of the burst
  *   +0x01_1000  the packets for one destination
+ *   +0x01_2000  its packets with their rings, where it has several
  *   +0x02_0000  a frame that the driver's side counts
  *   +0x03_2000  a datagram that is being fragmented
  *   +0x04_4000  a frame made from another one (segment.ts)
  *   +0x06_0000  pieces of the buffers to write to
  *   +0x10_0000  pieces of the buffers to read from
  *   +0x20_0000  used descriptors of a frame in several buffers of a packed ring
+ *   +0x28_0000  rings that it polls
+ *   +0x30_0000  rings whose guests want an interrupt
  */
 import { BURST, MAX_WORKERS, SNAPSHOT, Worker, WORKER_STRIDE, WORKERS } from './layout';
 
-const QUEUES: usize = 0x1000;
-const CALLS: usize = 0x5000;
 const PACKETS: usize = 0x9000;
 const SNAPSHOTS: usize = 0xa000;
 const MARKS: usize = 0xd000;
 const DESTINATIONS: usize = 0xf000;
 const LIST: usize = 0x1_1000;
+const SPREAD: usize = 0x1_2000;
 const FRAME: usize = 0x2_0000;
 const WHOLE: usize = 0x3_2000;
 const PIECE: usize = 0x4_4000;
 const SINKS: usize = 0x6_0000;
 const PIECES: usize = 0x10_0000;
 const USED: usize = 0x20_0000;
+const QUEUES: usize = 0x28_0000;
+const CALLS: usize = 0x30_0000;
 
-/** Bound of rings that a worker polls, and of rings that it can want to interrupt. */
-export const MAX_QUEUES: u32 = 4096;
+/** Bound of rings that a worker polls: 1024 ports with 128 each. */
+export const MAX_QUEUES: u32 = 0x2_0000;
+/** Bound of rings whose guests it can want to interrupt after a round. */
+export const MAX_CALLS: u32 = 0x4_0000;
 /** Pieces that a burst may have; a packet has at most one a byte. */
 export const MAX_PIECES: u32 = 0x2_0000;
 
@@ -87,6 +91,8 @@ export function useWorker(index: u32): void {
 @inline export function markSlot(port: u32): usize { return base + MARKS + ((<usize>port) << 2); }
 @inline export function destinationSlot(index: u32): usize { return base + DESTINATIONS + ((<usize>index) << 2); }
 @inline export function listSlot(index: u32): usize { return base + LIST + ((<usize>index) << 2); }
+/** Number of a packet, and the ring that it goes to: u32 each. */
+@inline export function spreadSlot(index: u32): usize { return base + SPREAD + ((<usize>index) << 3); }
 @inline export function frameScratch(): usize { return base + FRAME; }
 @inline export function wholeFrame(): usize { return base + WHOLE + 16; }
 /** The frame that was made, behind room for its virtio-net header, and what is known of it. */

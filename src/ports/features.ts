@@ -60,7 +60,7 @@ const VIRTIO: readonly VirtioLine[] = [
     'default',
     'host_uso=on,guest_uso4=on,guest_uso6=on',
   ),
-  virtio('mq', ['VIRTIO_NET_F_MQ'], 'later'),
+  virtio('mq', ['VIRTIO_NET_F_MQ'], 'default', 'mq=on, and its netdev queues=N'),
   virtio('ctrl-vq', ['VIRTIO_NET_F_CTRL_VQ'], 'later'),
 ];
 

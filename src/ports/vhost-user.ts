@@ -15,6 +15,9 @@ import { featureNames, features, vhostProtocolFeatureNames } from '../virtio/fea
 import { missingFeatures, offeredFeatures } from './features.ts';
 import type { Port, PortContext } from './port.ts';
 
+/** Most queue pairs of a guest where the port's options don't say less. */
+const QUEUE_PAIRS = 128;
+
 /** Milliseconds between two dials: doubled from the first to the last. */
 const FIRST_REDIAL = 50;
 const LAST_REDIAL = 1000;
@@ -44,6 +47,9 @@ export class VhostUserPort implements Port {
     this.#context = context;
     this.#struct = context.structures.port(context.slot);
     this.#struct.set('addressLimit', context.maxAddresses);
+    const queuePairs = spec.queues ?? QUEUE_PAIRS;
+    const offered = offeredFeatures(spec.features);
+    if (queuePairs === 1) offered.features &= ~features.VIRTIO_NET_F_MQ;
     try {
       // The socket comes first: where it can't be had there is no device yet that would have to be given back.
       if (this.#role === 'server') {
@@ -53,7 +59,8 @@ export class VhostUserPort implements Port {
       }
       this.#device = new NetDevice({
         ...context,
-        ...offeredFeatures(spec.features),
+        ...offered,
+        queuePairs,
         events: {
           onRings: () => {
             const broken = this.#device.queues.find((q) => q.error !== null);
@@ -150,7 +157,7 @@ export class VhostUserPort implements Port {
   }
 
   #ringsChanged(reason: string): void {
-    const up = this.#device.up;
+    const up = this.#device.enabledPairs > 0;
     if (up === this.#up) return;
     this.#up = up;
     if (up) this.#context.events.guestUp();
@@ -169,9 +176,7 @@ export class VhostUserPort implements Port {
   }
 
   status(): PortStatus {
-    const [toGuest, fromGuest] = this.#device.queues.map((q) => q.vring);
-    const rx = { packets: Number(fromGuest!.get64('packets')), bytes: Number(fromGuest!.get64('bytes')) };
-    const tx = { packets: Number(toGuest!.get64('packets')), bytes: Number(toGuest!.get64('bytes')) };
+    const [tx, rx] = [this.#total(0), this.#total(1)];
     return {
       name: this.spec.name,
       type: this.spec.type,
@@ -182,25 +187,41 @@ export class VhostUserPort implements Port {
       lastError: this.#lastError,
       rxPackets: rx.packets,
       rxBytes: rx.bytes,
-      rxDrops: sum(this.#drops(1)),
+      rxDrops: rx.drops,
       txPackets: tx.packets,
       txBytes: tx.bytes,
-      txDrops: sum(this.#drops(0)),
+      txDrops: tx.drops,
     };
+  }
+
+  /** Counters of all queues of one direction: 0 to the guest, 1 from it. */
+  #total(direction: 0 | 1): { packets: number; bytes: number; drops: number } {
+    const total = { packets: 0, bytes: 0, drops: 0 };
+    for (const { index, vring } of this.#device.queues) {
+      if (index % 2 !== direction) continue;
+      total.packets += Number(vring.get64('packets'));
+      total.bytes += Number(vring.get64('bytes'));
+      total.drops += sum(this.#drops(index));
+    }
+    return total;
   }
 
   /** What was negotiated, short enough for a table. */
   #rings(): string {
     const queue = this.#device.queues.find((q) => q.setup !== null);
     if (!queue) return '';
-    const words: [bigint, string][] = [
+    const short: [bigint, string][] = [
       [features.VIRTIO_NET_F_MRG_RXBUF, 'mrg'],
       [features.VIRTIO_F_INDIRECT_DESC, 'indirect'],
       [features.VIRTIO_F_EVENT_IDX, 'event-idx'],
       [features.VIRTIO_F_IN_ORDER, 'in-order'],
     ];
-    const have = words.filter(([bit]) => this.#device.acknowledged & bit).map(([, word]) => word);
-    return [this.#device.packed ? 'packed' : 'split', queue.setup!.size, ...have].join(' ');
+    const have = short.filter(([bit]) => this.#device.acknowledged & bit).map(([, word]) => word);
+    const words = [this.#device.packed ? 'packed' : 'split', queue.setup!.size, ...have].join(' ');
+    const started = this.#device.queues.filter((q) => q.index % 2 === 1 && q.setup !== null).length;
+    if (started < 2) return words;
+    const { enabledPairs } = this.#device;
+    return `${words}, ${enabledPairs === started ? '' : `${enabledPairs} of `}${started} pairs`;
   }
 
   #drops(index: number): Record<string, number> {

@@ -27,6 +27,8 @@ const MAX_SOCKET_PATH = 107;
 const MAX_ADDRESSES = 65_536;
 /** Unknown keys and words are told up to here: whoever sends more has another problem. */
 const MOST_UNKNOWN_KEYS = 20;
+/** As in DPDK's vhost library. */
+const MAX_QUEUE_PAIRS = 128;
 
 /** A value as an error shows it: short, on one line. */
 function show(value: unknown): string {
@@ -82,6 +84,7 @@ const portObject = z.strictObject(
     role: z.enum(['server', 'client'], expected('"server" or "client"')).optional(),
     maxAddresses: wholeNumber(1, MAX_ADDRESSES).optional(),
     features: featureChoice.optional(),
+    queues: wholeNumber(1, MAX_QUEUE_PAIRS).optional(),
   },
   expected(`a port: a map with name, type and target, or one line such as "${EXAMPLE}"`),
 );

@@ -23,6 +23,8 @@ export interface PortSpec {
   maxAddresses?: number;
   /** Changes to what is offered by default, such as `-packed,-in-order`; the words are in docs/vhost-user.md. */
   features?: string;
+  /** Most queue pairs that the guest may have, 1 to 128; default 128. */
+  queues?: number;
 }
 
 export interface SwitchOptions {

@@ -122,7 +122,8 @@ export class BackendSession {
   readonly #options: BackendSessionOptions;
   readonly #device: VhostUserDevice;
   readonly #connection: Connection;
-  readonly #vrings: Vring[];
+  /** Those that the front-end has spoken of. */
+  readonly #vrings: Vring[] = [];
   readonly #handlers: ReadonlyMap<number, Handler>;
   #ended: () => void = () => {};
   #features: bigint | undefined;
@@ -136,15 +137,6 @@ export class BackendSession {
     this.#options = options;
     this.#device = options.device;
     this.peer = options.peer ?? '';
-    this.#vrings = Array.from({ length: this.#device.queuePairs * 2 }, () => ({
-      size: 0,
-      base: 0,
-      running: false,
-      enabled: false,
-      address: undefined,
-      callFd: -1,
-      errFd: -1,
-    }));
     this.#handlers = this.#implemented();
     this.closed = new Promise((resolve) => {
       this.#ended = resolve;
@@ -170,6 +162,7 @@ export class BackendSession {
     return this.#protocolFeatures;
   }
 
+  /** By number, up to the last one that the front-end has spoken of. */
   get queues(): readonly QueueState[] {
     return this.#vrings;
   }
@@ -463,10 +456,15 @@ export class BackendSession {
   }
 
   #vring(index: number): Vring {
-    const vring = this.#vrings[index];
-    if (vring) return vring;
-    throw new ProtocolError(`queue ${index} does not exist, this device has ${this.#vrings.length}`);
+    const limit = this.#device.queuePairs * 2;
+    if (index >= limit) throw new ProtocolError(`queue ${index} does not exist, this device has ${limit}`);
+    while (this.#vrings.length <= index) this.#vrings.push(freshVring());
+    return this.#vrings[index]!;
   }
+}
+
+function freshVring(): Vring {
+  return { size: 0, base: 0, running: false, enabled: false, address: undefined, callFd: -1, errFd: -1 };
 }
 
 /** The same kind of error with the request's name before it. */

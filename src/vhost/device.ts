@@ -52,7 +52,7 @@ export interface VhostUserDevice {
   readonly features: bigint;
   /** vhost-user protocol feature bits offered. */
   readonly protocolFeatures: bigint;
-  /** Queue pairs; there are twice as many vrings. */
+  /** Most queue pairs; there are twice as many vrings. */
   readonly queuePairs: number;
   /** The features that the front-end acknowledged: always a subset of those offered. */
   setFeatures(features: bigint): void;

@@ -13,6 +13,7 @@ import * as packed from '../virtio/packed-ring.ts';
 import * as split from '../virtio/split-ring.ts';
 import type { Workers } from '../workers/workers.ts';
 import type { MemoryRegion, VhostUserDevice, VringChange, VringSetup } from './device.ts';
+import { nextFlowTable } from './flow-table.ts';
 import { MemoryTable } from './memory-table.ts';
 
 /** Vring.state */
@@ -100,15 +101,20 @@ interface Queue {
 export class NetDevice implements VhostUserDevice {
   readonly features: bigint;
   readonly protocolFeatures: bigint;
-  readonly queuePairs = 1;
+  readonly queuePairs: number;
   readonly memory: MemoryTable;
-  readonly queues: readonly Queue[];
+  /** Even ones go to the guest, odd ones come from it (virtio 1.3, 5.1.2): the first pair, and what was started. */
+  readonly queues: Queue[] = [];
   readonly #arena: Arena;
   readonly #workers: Workers;
   readonly #events: NetDeviceEvents;
   readonly #slot: number;
   readonly #port: PortStruct;
-  readonly #table: Range;
+  readonly #structures: Structures;
+  /** Rings by flow, for the workers, and its entries. */
+  readonly #flows: Range;
+  readonly #flowCount: number;
+  readonly #tables: Range[] = [];
   #acknowledged = 0n;
 
   constructor(context: {
@@ -117,11 +123,15 @@ export class NetDevice implements VhostUserDevice {
     workers: Workers;
     /** Index of the port in the data plane. */
     slot: number;
+    /** Most queue pairs, 1 to 128. */
+    queuePairs: number;
     features: bigint;
     protocolFeatures: bigint;
     events: NetDeviceEvents;
   }) {
     this.#arena = context.arena;
+    this.#structures = context.structures;
+    this.queuePairs = context.queuePairs;
     this.#workers = context.workers;
     this.#events = context.events;
     this.features = context.features;
@@ -129,17 +139,27 @@ export class NetDevice implements VhostUserDevice {
     this.#slot = context.slot;
     this.#port = context.structures.port(context.slot);
     this.memory = new MemoryTable(context.arena, context.structures, this.#port);
-    const stride = context.structures.constant('VRING_STRIDE');
-    const count = 2 * this.queuePairs;
-    this.#table = context.arena.takeTable(count * stride);
-    this.queues = Array.from({ length: count }, (_, index) => {
-      const vring = context.structures.vring(this.#table.start + index * stride);
-      vring.set('port', context.slot);
-      vring.set('callFd', -1);
-      return { index, vring, setup: null, worker: null, error: null };
-    });
-    this.#port.set('vrings', this.#table.start);
-    this.#port.set('pairs', 0);
+    this.#flowCount = context.structures.constant('FLOWS');
+    this.#flows = context.arena.takeTable(this.#flowCount * 4);
+    this.#queue(0);
+    this.#port.set('table', this.#flows.start);
+    this.#spread();
+  }
+
+  /** A queue by its number. A pair gets its vrings when it is first asked for: few guests have as many as they may. */
+  #queue(index: number): Queue {
+    const stride = this.#structures.constant('VRING_STRIDE');
+    while (this.queues.length <= index) {
+      const pair = this.#arena.takeTable(2 * stride);
+      this.#tables.push(pair);
+      for (const at of [pair.start, pair.start + stride]) {
+        const vring = this.#structures.vring(at);
+        vring.set('port', this.#slot);
+        vring.set('callFd', -1);
+        this.queues.push({ index: this.queues.length, vring, setup: null, worker: null, error: null });
+      }
+    }
+    return this.queues[index]!;
   }
 
   /** The rings are packed ones. */
@@ -184,19 +204,21 @@ export class NetDevice implements VhostUserDevice {
   }
 
   async startVring(index: number, setup: VringSetup): Promise<void> {
-    const q = this.queues[index]!;
-    const { vring } = q;
-    q.setup = setup;
-    q.error = null;
+    let q: Queue;
     try {
-      this.#forgetTranslation(vring);
+      q = this.#queue(index);
+      this.#forgetTranslation(q.vring);
       this.#checkBase(setup);
-      this.#place(vring, setup);
+      this.#place(q.vring, setup);
+      // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it.
+      if (index % 2 === 1) q.worker = this.#workers.place(this.#slot + (index >>> 1));
     } catch (error) {
-      q.setup = null;
       closeDescriptors(setup);
       throw error;
     }
+    const { vring } = q;
+    q.setup = setup;
+    q.error = null;
     let flags = 0;
     for (const [flag, feature] of FLAGS) if (this.#acknowledged & feature) flags |= flag;
     const modern = this.#acknowledged & (VIRTIO.VIRTIO_F_VERSION_1 | VIRTIO.VIRTIO_NET_F_MRG_RXBUF);
@@ -223,9 +245,8 @@ export class NetDevice implements VhostUserDevice {
     if (this.packed) this.#arena.u32[vring.get('used') >>> 2] = EVENT_DISABLE << 16;
     else this.#arena.u8[vring.get('used')] = NO_NOTIFY;
     vring.set('state', RUNNING);
-    // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it.
-    if (index % 2 === 1) {
-      q.worker = this.#workers.assign(vring.at);
+    if (q.worker !== null) {
+      this.#workers.assign(vring.at, q.worker);
       if (setup.kickFd >= 0) this.#workers.watch(setup.kickFd, q.worker);
       this.#workers.wake(q.worker);
     }
@@ -240,6 +261,8 @@ export class NetDevice implements VhostUserDevice {
     const replaced: number[] = [];
     if (change.enabled !== undefined) {
       setup.enabled = change.enabled;
+      // First nobody sends there any more: what is on its way to the guest when it takes a queue away arrives.
+      if (!change.enabled && this.#spread([q])) await this.#workers.quiesce();
       q.vring.set('enabled', change.enabled ? 1 : 0);
       this.#changed();
     }
@@ -286,6 +309,8 @@ export class NetDevice implements VhostUserDevice {
   }
 
   async #stop(queues: Queue[]): Promise<void> {
+    // Where other rings go on, no frame is to find a stopped one.
+    if (this.#spread(queues)) await this.#workers.quiesce();
     for (const q of queues) {
       q.vring.set('state', STOPPED);
       q.vring.set('enabled', 0);
@@ -294,7 +319,6 @@ export class NetDevice implements VhostUserDevice {
       if (q.setup && q.setup.kickFd >= 0) this.#workers.unwatch(q.setup.kickFd, q.worker);
       q.worker = null;
     }
-    this.#countPairs();
     await this.#workers.quiesce();
     for (const q of queues) {
       // It may have broken just before, and nobody has been told yet.
@@ -344,20 +368,33 @@ export class NetDevice implements VhostUserDevice {
     if (q.worker !== null) this.#workers.wake(q.worker);
   }
 
-  /** Both directions run and are enabled. */
-  get up(): boolean {
-    return this.queues.every((q) => q.vring.get('state') === RUNNING && q.vring.get('enabled') === 1);
+  /** Queue pairs of which both directions run and are enabled. */
+  get enabledPairs(): number {
+    return this.queues.filter((q) => q.index % 2 === 0 && isOpen(q) && isOpen(this.queues[q.index + 1]!))
+      .length;
   }
 
   #changed(): void {
-    this.#countPairs();
+    this.#spread();
     this.#events.onRings();
   }
 
-  #countPairs(): void {
-    const toGuest = this.queues[0]!.vring;
-    const receives = toGuest.get('state') === RUNNING && toGuest.get('enabled') === 1;
-    this.#port.set('pairs', receives ? 1 : 0);
+  /**
+   * Lets the workers send to the rings that take frames now, but for some. True when those others had been sent to
+   * and there still are rings: then a worker may be about to send to them until it has passed by.
+   */
+  #spread(without: readonly Queue[] = []): boolean {
+    const open = this.queues.filter((q) => q.index % 2 === 0 && isOpen(q));
+    const rings = open.filter((q) => !without.includes(q)).map((q) => q.vring.at);
+    const { u32 } = this.#arena;
+    const at = this.#flows.start >>> 2;
+    const before = Array.from(u32.subarray(at, at + this.#flowCount));
+    const first = this.queues[0]!.vring.at;
+    const table = nextFlowTable(before, rings.length > 0 ? rings : [first], this.#flowCount);
+    for (const [flow, ring] of table.entries()) Atomics.store(u32, at + flow, ring);
+    this.#port.set('ring', rings[0] ?? first);
+    this.#port.set('pairs', rings.length);
+    return rings.length > 0 && rings.length < open.length;
   }
 
   /** Looks for rings that the data plane has stopped; each is reported once. */
@@ -381,8 +418,12 @@ export class NetDevice implements VhostUserDevice {
     this.#arena.dataplane.functions.flush(this.#slot, 0);
     await this.#workers.quiesce();
     this.memory.close();
-    this.#arena.freeTable(this.#table);
+    for (const range of [this.#flows, ...this.#tables]) this.#arena.freeTable(range);
   }
+}
+
+function isOpen({ vring }: Queue): boolean {
+  return vring.get('state') === RUNNING && vring.get('enabled') === 1;
 }
 
 function ringError(vring: VringStruct): string {

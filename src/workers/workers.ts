@@ -110,16 +110,26 @@ export class Workers {
     return this.#threads.length;
   }
 
-  /** Gives a ring to the worker with the fewest, and its kicks too; returns the worker. */
-  assign(vring: number): number {
-    const t = this.#threads.reduce((a, b) =>
-      b.shared.get('queueCount') < a.shared.get('queueCount') ? b : a,
-    );
+  /**
+   * The worker for another ring: one with the fewest, of equals the one whose `turn` it is, so that the first rings
+   * of several guests, which are all that some use, don't meet at one worker. Throws where no worker takes more.
+   */
+  place(turn: number): number {
+    const counts = this.#threads.map((t) => t.shared.get('queueCount'));
+    const fewest = Math.min(...counts);
+    const limit = this.#structures.constant('MAX_QUEUES');
+    if (fewest >= limit)
+      throw new Error(`every worker polls ${limit} queues, which is its limit: more workers take more`);
+    for (let i = turn % counts.length; ; i = (i + 1) % counts.length) if (counts[i] === fewest) return i;
+  }
+
+  /** Gives a ring to a worker (see place) to poll. */
+  assign(vring: number, worker: number): void {
+    const t = this.#threads[worker]!;
     const count = t.shared.get('queueCount');
     this.#arena.u32[this.#slot(t, count)] = vring;
     t.shared.set('queueCount', count + 1);
     signal(t.wakeFd);
-    return t.index;
   }
 
   /** Takes a ring from its worker. The worker may look at it until quiesce() resolves. */

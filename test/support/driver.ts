@@ -140,3 +140,12 @@ export class Driver {
     return came;
   }
 }
+
+/** A guest with several pairs of queues: a driver for each, all on the port of the first. */
+export function multiqueue(plane: Plane, pairs: number, options: DriverOptions = {}): Driver[] {
+  const drivers = Array.from({ length: pairs }, (_, i) => {
+    return new Driver(plane, { ...options, guestBase: 0x7f00_0000_0000n + (BigInt(i) << 32n) });
+  });
+  plane.join(drivers.map((driver) => driver.port));
+  return drivers;
+}

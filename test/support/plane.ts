@@ -14,6 +14,7 @@ import {
   type WorkerStruct,
 } from '../../src/arena/index.ts';
 import { closeFd, memfd } from '../../src/sys/index.ts';
+import { nextFlowTable } from '../../src/vhost/flow-table.ts';
 import { availLength, descLength, splitLayout, usedLength } from '../../src/virtio/split-ring.ts';
 
 /** Vring.state */
@@ -349,7 +350,8 @@ export class PlanePort {
     [this.rx, this.tx] = parts as [(typeof parts)[number], (typeof parts)[number]];
     this.free = regions[0]!.base + BigInt(2 * roundUp(GuestRing.length(size), 64));
     this.struct.set('used', 1);
-    this.struct.set('vrings', vrings);
+    this.struct.set('ring', vrings);
+    this.struct.set('table', plane.table(4 * structures.constant('FLOWS')));
     this.struct.set('regions', table);
     this.struct.set('regionCount', regions.length);
     this.struct.set('addresses', 0);
@@ -409,6 +411,37 @@ export class Plane {
       port.tx.vring.at;
     this.worker.set('queueCount', count + 1);
     return port;
+  }
+
+  /** Makes the rings and the memory of all ports those of the first one: a guest with several pairs of queues. */
+  join(ports: readonly PlanePort[]): void {
+    const [first] = ports as [PlanePort];
+    const regions = ports.flatMap((port) => port.memory.regions).sort((a, b) => (a.base < b.base ? -1 : 1));
+    const table = this.table(regions.length * this.structures.constant('REGION_STRIDE'));
+    for (const [i, region] of regions.entries()) {
+      const entry = this.structures.region(table, i);
+      entry.set64('base', region.base);
+      entry.set64('size', BigInt(region.size));
+      entry.set('arena', region.at);
+    }
+    first.struct.set('regions', table);
+    first.struct.set('regionCount', regions.length);
+    for (const port of ports) {
+      port.struct.set('pairs', 0);
+      port.rx.vring.set('port', first.slot);
+      port.tx.vring.set('port', first.slot);
+    }
+    this.spread(first, ports);
+  }
+
+  /** Has the frames for a port go to the rings of these. */
+  spread(port: PlanePort, to: readonly PlanePort[]): void {
+    const at = port.struct.get('table') >>> 2;
+    const rings = to.map((p) => p.rx.vring.at);
+    const before = Array.from(this.arena.u32.subarray(at, at + this.structures.constant('FLOWS')));
+    this.arena.u32.set(nextFlowTable(before, rings, before.length), at);
+    port.struct.set('ring', rings[0]!);
+    port.struct.set('pairs', rings.length);
   }
 
   /** Zeroed room in the arena, until clear(). */

@@ -31,6 +31,7 @@ async function device() {
     structures,
     workers,
     slot: 0,
+    queuePairs: 2,
     features: features.VIRTIO_F_VERSION_1,
     protocolFeatures: 0n,
     events: {
