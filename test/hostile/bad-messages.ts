@@ -124,7 +124,7 @@ export const QUEUES: Attack[] = [
   single('the place of queue 0x80000000', /queue 2147483648 does not exist/, R.SET_VRING_ADDR, address(0x8000_0000, RING)),
   single('the base of a queue that does not exist', /GET_VRING_BASE: queue 70000 does not exist/, R.GET_VRING_BASE, state(70000, 0)),
   single('bits above the index of a kick (CVE-2020-10723)', /SET_VRING_KICK: bits 0x10000 have no meaning beside the queue's index/, R.SET_VRING_KICK, u64(0x10100n)),
-  single('a kick of queue 255', /queue 255 does not exist/, R.SET_VRING_KICK, m.encodeVringIndex(255, false)),
+  single('a kick of queue 255', /queue 255 can't start before SET_FEATURES/, R.SET_VRING_KICK, m.encodeVringIndex(255, false)),
   single('enabled twice over', /SET_VRING_ENABLE: queue 0: 2, 0 or 1 expected/, R.SET_VRING_ENABLE, state(0, 2)),
   single('a ring of 0', /queue 0: size 0, a power of 2/, R.SET_VRING_NUM, state(0, 0)),
   single('a ring of 3', /queue 0: size 3, a power of 2/, R.SET_VRING_NUM, state(0, 3)),
