@@ -48,9 +48,11 @@ const PORT = [
   'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'addresses', 'addressLimit', 'notLearned',
 ] as const; // biome-ignore format: a table
 const REGION = ['base', 'size', 'arena'] as const;
+const LOG = ['bits', 'size', 'regions', 'regionCount', 'writes', 'missed'] as const;
 const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
-  'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound', 'cacheArena',
+  'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound',
+  'log', 'logUsed', 'logUsedAddress', 'cacheArena',
   'cacheBase', 'cacheSize', 'packets', 'bytes', 'notifications', 'drops',
 ] as const; // biome-ignore format: a table
 
@@ -58,6 +60,7 @@ export type HeaderStruct = Struct<(typeof HEADER)[number]>;
 export type WorkerStruct = Struct<(typeof WORKER)[number]>;
 export type PortStruct = Struct<(typeof PORT)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
+export type LogStruct = Struct<(typeof LOG)[number]>;
 export type VringStruct = Struct<(typeof VRING)[number]>;
 
 /** Finds the structures of one arena. */
@@ -76,6 +79,7 @@ export class Structures {
       worker: fields(layout, 'Worker', WORKER),
       port: fields(layout, 'Port', PORT),
       region: fields(layout, 'Region', REGION),
+      log: fields(layout, 'Log', LOG),
       vring: fields(layout, 'Vring', VRING),
     };
     this.header = new Struct(arena, this.constant('HEADER'), this.#offsets.header);
@@ -99,6 +103,11 @@ export class Structures {
   /** The region at a place of a port's table. */
   region(table: number, index: number): RegionStruct {
     return new Struct(this.#arena, table + index * this.constant('REGION_STRIDE'), this.#offsets.region);
+  }
+
+  /** The dirty log at an offset of the arena. */
+  log(at: number): LogStruct {
+    return new Struct(this.#arena, at, this.#offsets.log);
   }
 
   /** The vring at an offset of the arena. */

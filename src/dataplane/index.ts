@@ -6,6 +6,7 @@ import { Entry, ENTRY_STRIDE as ENTRY_BYTES, FDB_SLOTS as SLOTS } from './fdb';
 export { armAll, disarmAll, poll, sleep, start, wake } from './poll';
 export { flush, learn, lookup } from './fdb';
 export { flowHash } from './flow';
+export { markStart } from './log';
 export {
   armDriver, disarmDriver, drainFrames, floodFrames, prepareDriver, publishDriver, receiveFrame, reclaim, sendFrame,
 } from './driver';
@@ -27,6 +28,7 @@ export const WORKER_STRIDE: usize = L.WORKER_STRIDE;
 export const PORT_STRIDE: usize = L.PORT_STRIDE;
 export const VRING_STRIDE: usize = L.VRING_STRIDE;
 export const REGION_STRIDE: usize = L.REGION_STRIDE;
+export const LOG_STRIDE: usize = L.LOG_STRIDE;
 export const DRIVER_RING_STRIDE: usize = L.DRIVER_RING_STRIDE;
 export const SHADOW_STRIDE: usize = L.SHADOW_STRIDE;
 export const ENTRY_STRIDE: usize = ENTRY_BYTES;
@@ -68,6 +70,13 @@ export const Region_base: usize = offsetof<L.Region>('base');
 export const Region_size: usize = offsetof<L.Region>('size');
 export const Region_arena: usize = offsetof<L.Region>('arena');
 
+export const Log_bits: usize = offsetof<L.Log>('bits');
+export const Log_size: usize = offsetof<L.Log>('size');
+export const Log_regions: usize = offsetof<L.Log>('regions');
+export const Log_regionCount: usize = offsetof<L.Log>('regionCount');
+export const Log_writes: usize = offsetof<L.Log>('writes');
+export const Log_missed: usize = offsetof<L.Log>('missed');
+
 export const Vring_state: usize = offsetof<L.Vring>('state');
 export const Vring_enabled: usize = offsetof<L.Vring>('enabled');
 export const Vring_size: usize = offsetof<L.Vring>('size');
@@ -87,6 +96,9 @@ export const Vring_offloads: usize = offsetof<L.Vring>('offloads');
 export const Vring_errorValue: usize = offsetof<L.Vring>('errorValue');
 export const Vring_callFd: usize = offsetof<L.Vring>('callFd');
 export const Vring_callRound: usize = offsetof<L.Vring>('callRound');
+export const Vring_log: usize = offsetof<L.Vring>('log');
+export const Vring_logUsed: usize = offsetof<L.Vring>('logUsed');
+export const Vring_logUsedAddress: usize = offsetof<L.Vring>('logUsedAddress');
 export const Vring_cacheArena: usize = offsetof<L.Vring>('cacheArena');
 export const Vring_cacheBase: usize = offsetof<L.Vring>('cacheBase');
 export const Vring_cacheSize: usize = offsetof<L.Vring>('cacheSize');

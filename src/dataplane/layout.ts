@@ -116,6 +116,20 @@ export class Region {
   pad: u32;
 }
 
+/** The dirty log of a guest in migration (vhost-user, "Migration"); see log.ts. */
+@unmanaged
+export class Log {
+  /** The bitmap, shared with the front-end, and its bytes. */
+  bits: usize;
+  size: u32;
+  /** Guest memory by place in the arena: `regions[0 … regionCount)`, sorted by it. */
+  regions: usize;
+  regionCount: u32;
+  /** Writes noted, and writes to pages that the bitmap doesn't reach. */
+  writes: u64;
+  missed: u64;
+}
+
 export const STOPPED: u32 = 0;
 export const RUNNING: u32 = 1;
 export const BROKEN: u32 = 2;
@@ -190,6 +204,12 @@ export class Vring {
   callRound: u32;
   /** The region hit last. */
   cacheArena: usize;
+  /** Where writes to guest memory are noted for live migration (`Log`); 0: nowhere. */
+  log: usize;
+  /** 1: writes to the used ring too, as if it began at this guest address (VHOST_VRING_F_LOG). */
+  logUsed: u32;
+  logPad: u32;
+  logUsedAddress: u64;
   cacheBase: u64;
   cacheSize: u64;
   packets: u64;
@@ -271,6 +291,7 @@ export class Shadow {
 /** Strides are whole cache lines, so that two workers never write to one line. */
 export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
 export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
+export const LOG_STRIDE: usize = (offsetof<Log>() + 63) & ~63;
 export const REGION_STRIDE: usize = offsetof<Region>();
 export const DRIVER_RING_STRIDE: usize = (offsetof<DriverRing>() + 63) & ~63;
 export const SHADOW_STRIDE: usize = 16;

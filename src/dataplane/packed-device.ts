@@ -12,6 +12,7 @@ import {
 import {
   E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, E_READABLE, E_WRITABLE, fail,
 } from './errors';
+import { mark, markDescriptors, markPieces, markUsed } from './log';
 import { contiguous, translate } from './memory';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import {
@@ -206,6 +207,11 @@ export function complete(vring: Vring, count: u32): void {
   publish(vring, first, position, usedWord(first, head, 0, 0));
 }
 
+/** Descriptors from position `first` to position `end`, at most a whole ring. */
+function distance(vring: Vring, first: u32, end: u32): u32 {
+  return (end & INDEX) - (first & INDEX) + ((first ^ end) & WRAP ? vring.size : 0);
+}
+
 /**
  * Shows the driver the used descriptors from `first` to before `end`: the first one last, so that it sees all or
  * none (2.8.9). Interrupts the guest if it wants that.
@@ -215,6 +221,7 @@ function publish(vring: Vring, first: u32, end: u32, word: u64): void {
   // Sequentially consistent: the others before this one, and this one before the look at the driver's wish.
   atomic.store<u64>(vring.desc + (<usize>(first & INDEX) << 4) + 8, word);
   vring.usedIdx = end;
+  if (vring.log != 0) markDescriptors(vring, first & INDEX, distance(vring, first, end));
   if (vring.callFd < 0) return;
   const wish = atomic.load<u32>(vring.avail);
   const how = wish >> 16 & 3;
@@ -245,6 +252,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   let firstWord: u64 = 0;
   let done: u32 = 0;
   let bytes: u64 = 0;
+  const logged = vring.log != 0;
   const firstPacket = changetype<usize>(packetAt(0));
   const firstFrame = frameAt(0);
   const list = listSlot(0);
@@ -292,6 +300,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
       offset < regionSize && <u64>need <= regionSize - offset
     ) {
       writeFrame(regionArena + <usize>offset, packet, frame, headerLength, skip);
+      if (logged) mark(vring, regionArena + <usize>offset, need);
       result = usedWord(used, <u32>(word >> 32) & 0xffff, need, WRITE);
       next = advance(vring, position, 1);
     } else {
@@ -364,6 +373,7 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
     position = advance(vring, position, slots);
   }
   spreadFrame(list, packet, frame, headerLength, buffers);
+  if (vring.log != 0) markPieces(vring, list, pieceCount);
   scatteredWord = load<u64>(words);
   for (let i: u32 = 1; i < buffers; i++) {
     const at = <u32>load<u64>(words + ((<usize>i) << 4), 8) & INDEX;
@@ -374,9 +384,11 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
 
 export function arm(vring: Vring): bool {
   atomic.store<u32>(vring.used, EVENT_ENABLE << 16);
+  if (vring.log != 0) markUsed(vring, 0, 4);
   return available(meta(vring, vring.lastAvail), vring.lastAvail);
 }
 
 export function disarm(vring: Vring): void {
   store<u32>(vring.used, EVENT_DISABLE << 16);
+  if (vring.log != 0) markUsed(vring, 0, 4);
 }

@@ -6,6 +6,7 @@ import { call, passed } from './call';
 import { BAD, INDIRECT_TABLE, pieceCount, walk, WRITE } from './chain';
 import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
+import { mark, markEntries, markPieces, markUsed } from './log';
 import {
   BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
@@ -122,9 +123,11 @@ export function complete(vring: Vring, count: u32): void {
 @inline
 function publish(vring: Vring, index: u32): void {
   index &= 0xffff;
+  const before = vring.usedIdx;
   vring.usedIdx = index;
   // Sequentially consistent: release of the entries, and the fence before the driver's wish is read (2.7.13.4.1).
   atomic.store<u16>(vring.used + 2, <u16>index);
+  if (vring.log != 0) markEntries(vring, before, index);
   let wanted: bool;
   if (vring.flags & EVENT_IDX) {
     const event = <u32>atomic.load<u16>(usedEvent(vring));
@@ -154,6 +157,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   let free = (availIdx(vring) - last) & 0xffff;
   let done: u32 = 0;
   let bytes: u64 = 0;
+  const logged = vring.log != 0;
   const firstPacket = changetype<usize>(packetAt(0));
   const firstFrame = frameAt(0);
   const list = listSlot(0);
@@ -208,6 +212,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
       offset < regionSize && <u64>need <= regionSize - offset
     ) {
       writeFrame(regionArena + <usize>offset, packet, frame, headerLength, skip);
+      if (logged) mark(vring, regionArena + <usize>offset, need);
       store<u64>(used + (<usize>(index & mask) << 3), <u64>head | (<u64>need << 32));
       index++;
       last++;
@@ -275,11 +280,13 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
     }
     // Not visible to the guest before the used index moves past it.
     putUsed(vring, index + chains, head, bytes);
+    if (vring.log != 0) markEntries(vring, index + chains, index + chains + 1);
     count += pieceCount;
     total += <u32>bytes;
     chains++;
   }
   spreadFrame(list, packet, frame, headerLength, chains);
+  if (vring.log != 0) markPieces(vring, list, count);
   return chains;
 }
 
@@ -287,10 +294,18 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
 export function arm(vring: Vring): bool {
   if (vring.flags & EVENT_IDX) atomic.store<u16>(availEvent(vring), <u16>vring.lastAvail);
   else atomic.store<u16>(vring.used, 0);
+  if (vring.log != 0) markWish(vring);
   return availIdx(vring) != vring.lastAvail;
 }
 
 /** Tells the guest that no kick is needed. With EVENT_IDX the event that has passed does that. */
 export function disarm(vring: Vring): void {
-  if (!(vring.flags & EVENT_IDX)) store<u16>(vring.used, NO_NOTIFY);
+  if (vring.flags & EVENT_IDX) return;
+  store<u16>(vring.used, NO_NOTIFY);
+  if (vring.log != 0) markWish(vring);
+}
+
+/** Marks where the device says whether it wants a kick. */
+function markWish(vring: Vring): void {
+  markUsed(vring, vring.flags & EVENT_IDX ? <u32>(availEvent(vring) - vring.used) : 0, 2);
 }

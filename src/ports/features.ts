@@ -60,6 +60,7 @@ const VIRTIO: readonly VirtioLine[] = [
     'default',
     'host_uso=on,guest_uso4=on,guest_uso6=on',
   ),
+  virtio('log-all', ['VHOST_F_LOG_ALL'], 'default'),
   virtio('mq', ['VIRTIO_NET_F_MQ'], 'default', 'mq=on, and its netdev queues=N'),
   virtio('ctrl-vq', ['VIRTIO_NET_F_CTRL_VQ'], 'later'),
 ];
@@ -69,6 +70,7 @@ const PROTOCOL: readonly { word: string; name: VhostProtocolFeatureName; offer: 
   { word: 'protocol-mq', name: 'VHOST_USER_PROTOCOL_F_MQ', offer: 'default' },
   { word: 'reply-ack', name: 'VHOST_USER_PROTOCOL_F_REPLY_ACK', offer: 'default' },
   { word: 'mem-slots', name: 'VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS', offer: 'default' },
+  { word: 'log-shmfd', name: 'VHOST_USER_PROTOCOL_F_LOG_SHMFD', offer: 'default' },
 ];
 
 /** Words that a choice may have. */
@@ -112,6 +114,8 @@ export function missingFeatures(port: {
 }): { name: string; reason: string }[] {
   const missing: { name: string; reason: string }[] = [];
   for (const { word, names, offer, option } of VIRTIO) {
+    // Acknowledged while a guest migrates only.
+    if (word === 'log-all') continue;
     for (const name of names) {
       if (port.acknowledged & features[name] || (offer === 'asked' && !(port.offered & features[name])))
         continue;

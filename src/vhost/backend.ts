@@ -27,9 +27,11 @@ import {
 } from '../virtio/features.ts';
 import { Connection } from './connection.ts';
 import type { VhostUserDevice, VringChange } from './device.ts';
+import { logReach } from './dirty-log.ts';
 import {
   checkRequest,
   checkRequestHeader,
+  decodeLog,
   decodeMemoryTable,
   decodeRegion,
   decodeU64,
@@ -47,18 +49,25 @@ import {
   type RegionLayout,
   requestName,
   requests,
+  VRING_LOG,
 } from './messages.ts';
-import { checkFile, checkRegion, checkRegions } from './regions.ts';
+import { checkFile, checkLog, checkRegion, checkRegions } from './regions.ts';
 
 const { VHOST_USER_F_PROTOCOL_FEATURES, VHOST_F_LOG_ALL } = features;
 const {
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
 } = vhostProtocolFeatures;
 
 const MAX_VRING_SIZE = 32768;
 const MAX_BASE = 0xffff;
+const END_OF_ADDRESSES = 1n << 64n;
+/** Bytes of SET_LOG_BASE's payload: size and offset. */
+const LOG_PAYLOAD = 16;
+/** No used ring has more bytes. */
+const USED_BOUND = 1n << 20n;
 
 /** Requests that a network device never has, and why. */
 const MEANINGLESS = new Map<number, string>([
@@ -86,6 +95,8 @@ interface Vring extends QueueState {
   running: boolean;
   enabled: boolean;
   address: { descUser: bigint; usedUser: bigint; availUser: bigint } | undefined;
+  /** Guest address for the log of writes to the used ring. */
+  logUsed: bigint | undefined;
   /** Came before the ring started, -1 for none; a running ring's belongs to the device. */
   callFd: number;
   /** Stays here, the device gets a copy: QEMU sends it once a connection, and rings start again and again. */
@@ -129,6 +140,8 @@ export class BackendSession {
   #features: bigint | undefined;
   #protocolFeatures = 0n;
   #memory: RegionLayout[] = [];
+  /** Bytes of the dirty log; undefined: there is none. */
+  #logSize: bigint | undefined;
   #lastError: string | undefined;
   #closedHere = false;
 
@@ -198,11 +211,14 @@ export class BackendSession {
       [requests.SET_VRING_CALL, (m) => this.#setNotifier(m, 'callFd')],
       [requests.SET_VRING_ERR, (m) => this.#setNotifier(m, 'errFd')],
     ]);
+    if (this.#device.features & VHOST_F_LOG_ALL) handlers.set(requests.SET_LOG_FD, (m) => this.#setLogFd(m));
     if (this.#device.features & VHOST_USER_F_PROTOCOL_FEATURES) {
       const offered = this.#device.protocolFeatures;
       handlers.set(requests.GET_PROTOCOL_FEATURES, () => encodeU64(offered));
       handlers.set(requests.SET_PROTOCOL_FEATURES, (m) => this.#setProtocolFeatures(decodeU64(m.payload)));
       handlers.set(requests.SET_VRING_ENABLE, (m) => this.#setEnable(m));
+      if (offered & VHOST_USER_PROTOCOL_F_LOG_SHMFD)
+        handlers.set(requests.SET_LOG_BASE, (m) => this.#setLogBase(m));
       if (offered & VHOST_USER_PROTOCOL_F_MQ)
         handlers.set(requests.GET_QUEUE_NUM, () => encodeU64(BigInt(this.#device.queuePairs)));
       if (offered & VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS) {
@@ -278,7 +294,7 @@ export class BackendSession {
       if (change !== 0n)
         throw new ProtocolError(`${featureNames(change).join(', ')} changed while a queue is running`);
     }
-    if (bits !== before) this.#device.setFeatures(bits);
+    if (bits !== before) await this.#device.setFeatures(bits);
     this.#features = bits;
     // "Ring states": without protocol features nobody could enable a ring.
     if ((bits & VHOST_USER_F_PROTOCOL_FEATURES) === 0n) await this.#enableAll(true);
@@ -305,6 +321,7 @@ export class BackendSession {
     const fds = message.fds.splice(0);
     await this.#device.setMemoryTable(regions.map((region, i) => ({ ...region, fd: fds[i]! })));
     this.#memory = regions;
+    this.#checkLogReach();
     return this.#changed();
   }
 
@@ -316,6 +333,7 @@ export class BackendSession {
     checkFile(count, region, message.fds[0]!);
     await this.#device.addRegion({ ...region, fd: message.fds.pop()! });
     this.#memory = [...this.#memory, region];
+    this.#checkLogReach();
     return this.#changed();
   }
 
@@ -339,6 +357,38 @@ export class BackendSession {
     return this.#changed();
   }
 
+  /** The file holds the log from an offset on; the front-end waits for the answer, which says no more than that. */
+  async #setLogBase(message: Message): Promise<Uint8Array> {
+    const { payload, fds } = message;
+    const fd = fds[0];
+    if (fd === undefined || payload.length !== LOG_PAYLOAD)
+      throw new ProtocolError(`${payload.length} bytes and ${fds.length} descriptors, 16 and 1 expected`);
+    const { size, offset } = decodeLog(payload);
+    checkLog(size, offset, fd);
+    await this.#device.setLog({ fd: fds.pop()!, size, offset });
+    this.#logSize = size;
+    this.#checkLogReach();
+    return encodeU64(0n);
+  }
+
+  #setLogFd(message: Message): undefined {
+    const fd = message.fds[0]!;
+    if (!isEventFd(fd)) throw new ProtocolError('the descriptor is not an eventfd');
+    setNonBlocking(fd);
+    this.#device.setLogFd(message.fds.pop()!);
+    return undefined;
+  }
+
+  /** Whoever migrates with a log that doesn't reach all memory loses what is written beyond: it should be known. */
+  #checkLogReach(): void {
+    if (this.#logSize === undefined) return;
+    const reach = logReach(this.#logSize);
+    const beyond = this.#memory.find(({ guestAddress, size }) => guestAddress + size > reach);
+    if (beyond === undefined) return;
+    const end = hex(beyond.guestAddress + beyond.size);
+    this.#report(`SET_LOG_BASE: the log reaches guest address ${hex(reach)}, memory goes on to ${end}`);
+  }
+
   #setNum(message: Message): undefined {
     const { index, num } = decodeVringState(message.payload);
     const vring = this.#vring(index);
@@ -353,17 +403,24 @@ export class BackendSession {
     return this.#changed();
   }
 
-  #setAddress(message: Message): undefined {
-    const { index, flags, descUser, usedUser, availUser } = decodeVringAddress(message.payload);
+  async #setAddress(message: Message): Promise<undefined> {
+    const { index, flags, descUser, usedUser, availUser, logGuest } = decodeVringAddress(message.payload);
     const vring = this.#vring(index);
-    if (flags !== 0)
+    if ((flags & ~VRING_LOG) !== 0)
+      throw new ProtocolError(`queue ${index}: unknown flags 0x${(flags & ~VRING_LOG).toString(16)}`);
+    if (flags !== 0 && (this.#device.features & VHOST_F_LOG_ALL) === 0n)
       throw new ProtocolError(
         `queue ${index}: flags 0x${flags.toString(16)}, but logging was not negotiated`,
       );
+    if (flags !== 0 && logGuest > END_OF_ADDRESSES - USED_BOUND)
+      throw new ProtocolError(`queue ${index}: a used ring at log address ${hex(logGuest)} wraps`);
     const now = vring.address;
     const same = now?.descUser === descUser && now.usedUser === usedUser && now.availUser === availUser;
     if (vring.running && !same) throw running(index, 'addresses');
     vring.address = { descUser, usedUser, availUser };
+    const logUsed = flags & VRING_LOG ? logGuest : undefined;
+    if (vring.running && logUsed !== vring.logUsed) await this.#update(index, { logUsed: logUsed ?? null });
+    vring.logUsed = logUsed;
     return undefined;
   }
 
@@ -402,13 +459,14 @@ export class BackendSession {
     if (!this.#packed && (size & (size - 1)) !== 0)
       throw new ProtocolError(`queue ${index}: size ${size}, a power of 2 expected of a split ring`);
     if (!address) throw missing(index, 'SET_VRING_ADDR');
-    const { base, callFd } = vring;
+    const { base, callFd, logUsed } = vring;
     const errFd = copyOf(vring.errFd);
     const enabled = vring.enabled || (this.#features & VHOST_USER_F_PROTOCOL_FEATURES) === 0n;
     const kickFd = message.fds.pop() ?? -1;
     vring.callFd = -1;
     try {
-      await this.#device.startVring(index, { size, base, ...address, kickFd, callFd, errFd, enabled });
+      const setup = { size, base, ...address, kickFd, callFd, errFd, enabled, logUsed };
+      await this.#device.startVring(index, setup);
     } catch (error) {
       // The ring has stayed stopped: nothing has changed.
       throw new ProtocolError(`queue ${index}: ${(error as Error).message}`);
@@ -464,7 +522,7 @@ export class BackendSession {
 }
 
 function freshVring(): Vring {
-  return { size: 0, base: 0, running: false, enabled: false, address: undefined, callFd: -1, errFd: -1 };
+  return { size: 0, base: 0, running: false, enabled: false, address: undefined, logUsed: undefined, callFd: -1, errFd: -1 };
 }
 
 /** The same kind of error with the request's name before it. */
@@ -499,4 +557,8 @@ function checkNotifier(index: number, { fds }: Message): void {
   if (!isEventFd(fd)) throw new ProtocolError(`queue ${index}: the descriptor is not an eventfd`);
   // A counter that the front-end lets run full must not block whoever signals it.
   setNonBlocking(fd);
+}
+
+function hex(value: bigint): string {
+  return `0x${value.toString(16)}`;
 }

@@ -37,6 +37,8 @@ export interface VringSetup {
   errFd: number;
   /** A ring that runs but isn't enabled takes packets from the guest, drops them, and gives none. */
   enabled: boolean;
+  /** Guest address under which writes to the used ring are logged; undefined: they aren't. */
+  logUsed?: bigint | undefined;
 }
 
 /** What may change while a ring runs; an absent field stays as it is. */
@@ -45,6 +47,16 @@ export interface VringChange {
   callFd?: number;
   errFd?: number;
   enabled?: boolean;
+  /** In `VringSetup` the same; here `null` ends the logging of the used ring. */
+  logUsed?: bigint | null;
+}
+
+/** Bytes of a file that hold a dirty log: one bit a page of 4 KiB, from guest address 0 on. */
+export interface LogSetup {
+  /** A regular file or memfd that reaches at least to `offset + size`. */
+  fd: number;
+  offset: bigint;
+  size: bigint;
 }
 
 export interface VhostUserDevice {
@@ -54,8 +66,15 @@ export interface VhostUserDevice {
   readonly protocolFeatures: bigint;
   /** Most queue pairs; there are twice as many vrings. */
   readonly queuePairs: number;
-  /** The features that the front-end acknowledged: always a subset of those offered. */
-  setFeatures(features: bigint): void;
+  /**
+   * The features that the front-end acknowledged: always a subset of those offered. While a ring runs only
+   * VHOST_F_LOG_ALL changes; when the promise resolves every write to guest memory is logged, or none is.
+   */
+  setFeatures(features: bigint): void | Promise<void>;
+  /** Where to log writes to, in place of the log before. Rejects with an Error that names the reason. */
+  setLog(log: LogSetup): Promise<void>;
+  /** An eventfd that is signalled now and then while there is something new in the log; -1: none. */
+  setLogFd(fd: number): void;
   /**
    * Replaces the whole memory table. Rings that run are paused, translated again and resumed inside.
    * Rejects with an Error whose message names the reason; the session ends after that.

@@ -135,6 +135,7 @@ const VRING_STATE = 8;
 const VRING_ADDRESS = 40;
 const REGION = 32;
 const TABLE_HEADER = 8;
+const LOG = 16;
 const CONFIG = [12, 12 + 256] as const;
 /** Four fields of 20 bytes, which C pads to 24. */
 const INFLIGHT = [20, 24] as const;
@@ -145,7 +146,7 @@ const rules: Record<RequestName, RequestRule> = {
   SET_OWNER: rule(0),
   RESET_OWNER: rule(0),
   SET_MEM_TABLE: rule([TABLE_HEADER + REGION, TABLE_HEADER + REGION * MAX_REGIONS], 'regions'),
-  SET_LOG_BASE: rule([U64, 16], [0, 1], protocol.VHOST_USER_PROTOCOL_F_LOG_SHMFD),
+  SET_LOG_BASE: rule([U64, LOG], [0, 1], protocol.VHOST_USER_PROTOCOL_F_LOG_SHMFD),
   SET_LOG_FD: rule([0, U64], 1),
   SET_VRING_NUM: rule(VRING_STATE),
   SET_VRING_ADDR: rule(VRING_ADDRESS),
@@ -335,6 +336,22 @@ export function encodeVringAddress(address: VringAddress): Uint8Array {
   view.setBigUint64(16, address.usedUser, true);
   view.setBigUint64(24, address.availUser, true);
   view.setBigUint64(32, address.logGuest, true);
+  return bytes;
+}
+
+/** VHOST_VRING_F_LOG in VringAddress.flags. */
+export const VRING_LOG = 1;
+
+/** The place of a dirty log, in bytes of the file that came along. */
+export function decodeLog(payload: Uint8Array): { size: bigint; offset: bigint } {
+  const view = viewOf(payload);
+  return { size: view.getBigUint64(0, true), offset: view.getBigUint64(8, true) };
+}
+
+export function encodeLog({ size, offset }: { size: bigint; offset: bigint }): Uint8Array {
+  const bytes = new Uint8Array(LOG);
+  viewOf(bytes).setBigUint64(0, size, true);
+  viewOf(bytes).setBigUint64(8, offset, true);
   return bytes;
 }
 

@@ -12,7 +12,8 @@ import { maySend, takes } from '../virtio/offloads.ts';
 import * as packed from '../virtio/packed-ring.ts';
 import * as split from '../virtio/split-ring.ts';
 import type { Workers } from '../workers/workers.ts';
-import type { MemoryRegion, VhostUserDevice, VringChange, VringSetup } from './device.ts';
+import type { LogSetup, MemoryRegion, VhostUserDevice, VringChange, VringSetup } from './device.ts';
+import { DirtyLog } from './dirty-log.ts';
 import { nextFlowTable } from './flow-table.ts';
 import { MemoryTable } from './memory-table.ts';
 
@@ -25,6 +26,9 @@ const BROKEN = 2;
 const NO_NOTIFY = 1;
 /** RING_EVENT_FLAGS_DISABLE (2.8.10). */
 const EVENT_DISABLE = 1;
+
+/** Milliseconds between two looks at whether something new is in the log. */
+const LOG_PERIOD = 100;
 
 /** Vring.callRound of a ring that is in no list of calls. */
 const NO_ROUND = 0xffff_ffff;
@@ -116,6 +120,9 @@ export class NetDevice implements VhostUserDevice {
   readonly #flowCount: number;
   readonly #tables: Range[] = [];
   #acknowledged = 0n;
+  #log: DirtyLog | null = null;
+  #logFd = -1;
+  #logTimer: NodeJS.Timeout | null = null;
 
   constructor(context: {
     arena: Arena;
@@ -171,8 +178,48 @@ export class NetDevice implements VhostUserDevice {
     return this.#acknowledged;
   }
 
-  setFeatures(features: bigint): void {
+  async setFeatures(features: bigint): Promise<void> {
     this.#acknowledged = features;
+    if (this.#useLog()) await this.#workers.quiesce();
+  }
+
+  async setLog(setup: LogSetup): Promise<void> {
+    const log = new DirtyLog(this.#arena, this.#structures, setup);
+    log.setRegions(this.memory.regions);
+    const old = this.#log;
+    this.#log = log;
+    this.#useLog();
+    await this.#workers.quiesce();
+    old?.close();
+  }
+
+  setLogFd(fd: number): void {
+    if (this.#logFd >= 0) closeFd(this.#logFd);
+    this.#logFd = fd;
+    if (this.#logTimer) clearInterval(this.#logTimer);
+    this.#logTimer = null;
+    if (fd < 0) return;
+    let writes = 0n;
+    this.#logTimer = setInterval(() => {
+      const now = this.#log?.struct.get64('writes') ?? 0n;
+      if (now !== writes) signal(fd);
+      writes = now;
+    }, LOG_PERIOD);
+  }
+
+  /** Lets every ring log, or none, as was negotiated; true when that changed something. */
+  #useLog(): boolean {
+    const at = this.#acknowledged & VIRTIO.VHOST_F_LOG_ALL ? (this.#log?.struct.at ?? 0) : 0;
+    const changed = this.queues.filter(({ vring }) => vring.get('log') !== at);
+    for (const { vring } of changed) vring.set('log', at);
+    return changed.length > 0;
+  }
+
+  /** Writes to the used ring are logged under a guest address of its own. */
+  #logUsed(vring: VringStruct, address: bigint | null | undefined): void {
+    vring.set('logUsed', 0);
+    vring.set64('logUsedAddress', address ?? 0n);
+    vring.set('logUsed', address === null || address === undefined ? 0 : 1);
   }
 
   setMemoryTable(regions: MemoryRegion[]): Promise<void> {
@@ -194,6 +241,7 @@ export class NetDevice implements VhostUserDevice {
     await this.#workers.quiesce();
     for (const q of this.queues) this.#forgetTranslation(q.vring);
     change();
+    this.#log?.setRegions(this.memory.regions);
     for (const q of running) {
       // It may have broken in its last round.
       if (q.vring.get('state') !== STOPPED) continue;
@@ -244,6 +292,9 @@ export class NetDevice implements VhostUserDevice {
     // No kicks until a worker asks for them; for buffers to receive into, never (2.7.10: used.flags).
     if (this.packed) this.#arena.u32[vring.get('used') >>> 2] = EVENT_DISABLE << 16;
     else this.#arena.u8[vring.get('used')] = NO_NOTIFY;
+    this.#useLog();
+    this.#logUsed(vring, setup.logUsed);
+    this.#arena.dataplane.functions.markStart(vring.at);
     vring.set('state', RUNNING);
     if (q.worker !== null) {
       this.#workers.assign(vring.at, q.worker);
@@ -279,6 +330,11 @@ export class NetDevice implements VhostUserDevice {
       // An interrupt may have gone to the old one unseen.
       if (change.callFd >= 0) signal(change.callFd);
     }
+    if (change.logUsed !== undefined) {
+      this.#logUsed(q.vring, change.logUsed);
+      // What was written to the used ring before, and not logged, is none of the log's business.
+      await this.#workers.quiesce();
+    }
     if (change.errFd !== undefined) {
       replaced.push(setup.errFd);
       setup.errFd = change.errFd;
@@ -304,8 +360,12 @@ export class NetDevice implements VhostUserDevice {
   async reset(): Promise<void> {
     await this.#stop([...this.queues]);
     for (const q of this.queues) this.#forgetTranslation(q.vring);
-    this.memory.clear();
     this.#acknowledged = 0n;
+    this.#useLog();
+    this.setLogFd(-1);
+    this.#log?.close();
+    this.#log = null;
+    this.memory.clear();
   }
 
   async #stop(queues: Queue[]): Promise<void> {

@@ -54,6 +54,20 @@ export function checkFile(i: number, { mmapOffset, size }: RegionLayout, fd: num
   }
 }
 
+/** Is there a dirty log in the file where it is said to be? Throws a ProtocolError. */
+export function checkLog(size: bigint, offset: bigint, fd: number): void {
+  if (size === 0n) throw new ProtocolError('the log is empty');
+  if (offset + size > END_OF_ADDRESSES)
+    throw new ProtocolError(`offset ${hex(offset)} + size ${hex(size)} wraps`);
+  const file = fileInfo(fd);
+  if (file.kind !== 'file')
+    throw new ProtocolError(`${UNMAPPABLE[file.kind]} can't be mapped, a memory file is expected`);
+  if (file.size < offset + size) {
+    const words = `${hex(file.size)} bytes where offset + size is ${hex(offset + size)}`;
+    throw new ProtocolError(`log file shorter than declared, ${words}`);
+  }
+}
+
 function hex(value: bigint): string {
   return `0x${value.toString(16)}`;
 }

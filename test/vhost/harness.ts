@@ -2,7 +2,13 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { closeFd, eventfd, memfd, type Poller, receive, send, socketPair } from '../../src/sys/index.ts';
 import { BackendSession } from '../../src/vhost/backend.ts';
-import type { MemoryRegion, VhostUserDevice, VringChange, VringSetup } from '../../src/vhost/device.ts';
+import type {
+  LogSetup,
+  MemoryRegion,
+  VhostUserDevice,
+  VringChange,
+  VringSetup,
+} from '../../src/vhost/device.ts';
 import { decodeHeader, encodeMessage, HEADER_SIZE, type Header } from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 
@@ -31,6 +37,16 @@ export class RecordingDevice implements VhostUserDevice {
 
   setFeatures(bits: bigint): void {
     this.calls.push(`setFeatures ${bits.toString(16)}`);
+  }
+
+  async setLog(log: LogSetup): Promise<void> {
+    await this.#called('setLog', `size ${log.size} offset ${log.offset}`, () => [log.fd]);
+    closeFd(log.fd);
+  }
+
+  setLogFd(fd: number): void {
+    this.calls.push('setLogFd');
+    closeFd(fd);
   }
 
   async setMemoryTable(regions: MemoryRegion[]): Promise<void> {
