@@ -23,7 +23,7 @@ function markGuest(log: Log, address: u64, length: u64): void {
       return;
     }
     // Sequentially consistent: what was written is seen by whoever finds the bit.
-    atomic.or<u8>(log.bits + <usize>byte, <u8>(1 << (<u32>page & 7)));
+    atomic.or<u8>(log.bits + <usize>byte, <u8>(<u32>1 << (<u32>page & 7)));
   }
 }
 

@@ -96,7 +96,7 @@ interface Vring extends QueueState {
   enabled: boolean;
   address: { descUser: bigint; usedUser: bigint; availUser: bigint } | undefined;
   /** Guest address for the log of writes to the used ring. */
-  logUsed: bigint | undefined;
+  logUsed: bigint | null;
   /** Came before the ring started, -1 for none; a running ring's belongs to the device. */
   callFd: number;
   /** Stays here, the device gets a copy: QEMU sends it once a connection, and rings start again and again. */
@@ -358,7 +358,7 @@ export class BackendSession {
   }
 
   /** The file holds the log from an offset on; the front-end waits for the answer, which says no more than that. */
-  async #setLogBase(message: Message): Promise<Uint8Array> {
+  async #setLogBase(message: Message): Promise<Uint8Array | undefined> {
     const { payload, fds } = message;
     const fd = fds[0];
     if (fd === undefined || payload.length !== LOG_PAYLOAD)
@@ -368,7 +368,7 @@ export class BackendSession {
     await this.#device.setLog({ fd: fds.pop()!, size, offset });
     this.#logSize = size;
     this.#checkLogReach();
-    return encodeU64(0n);
+    return this.#protocolFeatures & VHOST_USER_PROTOCOL_F_LOG_SHMFD ? encodeU64(0n) : undefined;
   }
 
   #setLogFd(message: Message): undefined {
@@ -418,8 +418,8 @@ export class BackendSession {
     const same = now?.descUser === descUser && now.usedUser === usedUser && now.availUser === availUser;
     if (vring.running && !same) throw running(index, 'addresses');
     vring.address = { descUser, usedUser, availUser };
-    const logUsed = flags & VRING_LOG ? logGuest : undefined;
-    if (vring.running && logUsed !== vring.logUsed) await this.#update(index, { logUsed: logUsed ?? null });
+    const logUsed = flags & VRING_LOG ? logGuest : null;
+    if (vring.running && logUsed !== vring.logUsed) await this.#update(index, { logUsed });
     vring.logUsed = logUsed;
     return undefined;
   }
@@ -522,7 +522,7 @@ export class BackendSession {
 }
 
 function freshVring(): Vring {
-  return { size: 0, base: 0, running: false, enabled: false, address: undefined, logUsed: undefined, callFd: -1, errFd: -1 };
+  return { size: 0, base: 0, running: false, enabled: false, address: undefined, logUsed: null, callFd: -1, errFd: -1 };
 }
 
 /** The same kind of error with the request's name before it. */

@@ -37,8 +37,8 @@ export interface VringSetup {
   errFd: number;
   /** A ring that runs but isn't enabled takes packets from the guest, drops them, and gives none. */
   enabled: boolean;
-  /** Guest address under which writes to the used ring are logged; undefined: they aren't. */
-  logUsed?: bigint | undefined;
+  /** Guest address under which writes to the used ring are logged; null: they aren't. */
+  logUsed?: bigint | null;
 }
 
 /** What may change while a ring runs; an absent field stays as it is. */
@@ -47,7 +47,6 @@ export interface VringChange {
   callFd?: number;
   errFd?: number;
   enabled?: boolean;
-  /** In `VringSetup` the same; here `null` ends the logging of the used ring. */
   logUsed?: bigint | null;
 }
 

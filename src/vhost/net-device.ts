@@ -216,10 +216,10 @@ export class NetDevice implements VhostUserDevice {
   }
 
   /** Writes to the used ring are logged under a guest address of its own. */
-  #logUsed(vring: VringStruct, address: bigint | null | undefined): void {
+  #logUsed(vring: VringStruct, address: bigint | null = null): void {
     vring.set('logUsed', 0);
     vring.set64('logUsedAddress', address ?? 0n);
-    vring.set('logUsed', address === null || address === undefined ? 0 : 1);
+    vring.set('logUsed', address === null ? 0 : 1);
   }
 
   setMemoryTable(regions: MemoryRegion[]): Promise<void> {

@@ -218,10 +218,8 @@ describe('what front-ends do', () => {
   });
 
   test('starting and ending logging is the one change of features that a running queue takes', async () => {
-    const device = new RecordingDevice();
-    device.features = OFFERED | features.VHOST_F_LOG_ALL;
-    const { end, session } = serve(poller, device);
-    await negotiate(end);
+    const { end, session, device } = serve(poller);
+    await negotiate(end, { bits: OFFERED & ~features.VHOST_F_LOG_ALL });
     share(end);
     start(end, 0);
     end.message(R.SET_FEATURES, m.encodeU64(device.features), { flags: ACK });
@@ -359,8 +357,6 @@ describe('requests that fail', () => {
       [R.SET_STATUS, m.encodeU64(1n), [], 'SET_STATUS: not offered by this back-end'],
       [99, new Uint8Array(100), [g.call], 'message 99: no such request is known here'],
       [0, new Uint8Array(0), [], 'message 0: no such request is known here'],
-      [R.SET_LOG_BASE, new Uint8Array(16), [g.ram], 'SET_LOG_BASE: logging was not negotiated'],
-      [R.SET_LOG_FD, new Uint8Array(0), [g.err], 'SET_LOG_FD: logging was not negotiated'],
     ];
     for (const [request, payload, fds, error] of cases) {
       for (const flags of [0, ACK]) {
@@ -575,11 +571,55 @@ for (const base of [65536, 0xffffffff])
 bad('enable 2', 'SET_VRING_ENABLE: queue 0: 2, 0 or 1 expected', (end) =>
   end.message(R.SET_VRING_ENABLE, state(0, 2)),
 );
-bad('logging not negotiated', 'SET_VRING_ADDR: queue 0: flags 0x1, but logging was not negotiated', (end) => {
+bad('an unknown flag', 'SET_VRING_ADDR: queue 0: unknown flags 0x2', (end) => {
   const payload = address(0);
-  payload[4] = 1;
+  payload[4] = 3;
   end.message(R.SET_VRING_ADDR, payload);
 });
+bad(
+  'a log address that wraps',
+  'SET_VRING_ADDR: queue 0: a used ring at log address 0xffffffffffffffff wraps',
+  (end) => {
+    const payload = address(0);
+    payload[4] = 1;
+    payload.fill(0xff, 32);
+    end.message(R.SET_VRING_ADDR, payload);
+  },
+);
+for (const [name, size, offset, which, error] of [
+  ['an empty log', 0n, 0n, 'ram', 'the log is empty'],
+  [
+    'a log that wraps',
+    1n << 63n,
+    1n << 63n,
+    'ram',
+    'log file shorter than declared, 0x100000 bytes where offset + size is 0x10000000000000000',
+  ],
+  ['a log that wraps far', 2n, (1n << 64n) - 1n, 'ram', 'offset 0xffffffffffffffff + size 0x2 wraps'],
+  [
+    'a log beyond its file',
+    1n,
+    1n << 20n,
+    'ram',
+    'log file shorter than declared, 0x100000 bytes where offset + size is 0x100001',
+  ],
+  [
+    'a log in an eventfd',
+    4096n,
+    0n,
+    'call',
+    "an eventfd or the like can't be mapped, a memory file is expected",
+  ],
+] as const)
+  bad(name, `SET_LOG_BASE: ${error}`, (end) =>
+    end.message(R.SET_LOG_BASE, m.encodeLog({ size, offset }), { fds: [g[which]] }),
+  );
+bad('a log without a descriptor', 'SET_LOG_BASE: 16 bytes and 0 descriptors, 16 and 1 expected', (end) =>
+  end.message(R.SET_LOG_BASE, m.encodeLog({ size: 1n, offset: 0n })),
+);
+bad('a log fd that is a file', 'SET_LOG_FD: the descriptor is not an eventfd', (end) =>
+  end.message(R.SET_LOG_FD, undefined, { fds: [g.ram] }),
+);
 bad('features not offered', 'SET_FEATURES: VIRTIO_NET_F_MQ, bit 44 not offered', (end) =>
   end.message(R.SET_FEATURES, m.encodeU64(OFFERED | features.VIRTIO_NET_F_MQ | (1n << 44n))),
 );

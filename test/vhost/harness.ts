@@ -16,11 +16,13 @@ export const OFFERED =
   features.VHOST_USER_F_PROTOCOL_FEATURES |
   features.VIRTIO_F_VERSION_1 |
   features.VIRTIO_F_IN_ORDER |
-  features.VIRTIO_NET_F_MRG_RXBUF;
+  features.VIRTIO_NET_F_MRG_RXBUF |
+  features.VHOST_F_LOG_ALL;
 export const OFFERED_PROTOCOL =
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK |
-  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_LOG_SHMFD;
 
 /** A device without a data plane: it keeps descriptors as a real one would and records what it was told. */
 export class RecordingDevice implements VhostUserDevice {
