@@ -522,7 +522,16 @@ export class BackendSession {
 }
 
 function freshVring(): Vring {
-  return { size: 0, base: 0, running: false, enabled: false, address: undefined, logUsed: null, callFd: -1, errFd: -1 };
+  return {
+    size: 0,
+    base: 0,
+    running: false,
+    enabled: false,
+    address: undefined,
+    logUsed: null,
+    callFd: -1,
+    errFd: -1,
+  };
 }
 
 /** The same kind of error with the request's name before it. */
