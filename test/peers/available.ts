@@ -4,6 +4,7 @@
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { recipe } from './guest-recipe.ts';
 
 export type Peer = 'hugepages' | 'dpdk' | 'ovs' | 'qemu' | 'guestKernel';
 
@@ -11,8 +12,10 @@ export type Peer = 'hugepages' | 'dpdk' | 'ovs' | 'qemu' | 'guestKernel';
 export const root = fileURLToPath(new URL('../../..', import.meta.url));
 /** What setup.ts fetched and built. */
 export const cache = join(root, '.peers');
-export const guestKernel = join(cache, 'vmlinuz');
-export const guestInitramfs = join(cache, 'initramfs.gz');
+/** The image of the Linux guest that guest-recipe.ts describes. */
+export const guestFolder = join(cache, `guest-${recipe}`);
+export const guestKernel = join(guestFolder, 'vmlinuz');
+export const guestInitramfs = join(guestFolder, 'initramfs.gz');
 export const ovsVswitchd = '/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk';
 export const qemuProgram = 'qemu-system-x86_64';
 

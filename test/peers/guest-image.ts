@@ -1,13 +1,9 @@
 /**
- * The Linux guest: Debian's own kernel, and an initramfs of busybox, the kernel modules and an init that obeys a
- * serial console. Nothing is installed and no root is needed: packages are downloaded and unpacked.
- *
- * The second serial port is the guest's shell. A request is a line: a number, a blank, a command in base64. The
- * answer is what the command printed, then the byte 0x1e, the number, a blank, the exit status and a newline; number
- * 0 says that the shell is ready. The first serial port is the kernel's console.
+ * Builds the Linux guest: Debian's own kernel, and an initramfs of busybox, a few programs, the kernel modules and an
+ * init that obeys a serial console (guest-recipe.ts). Nothing is installed and no root is needed: packages are
+ * downloaded and unpacked.
  */
 import { execFileSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import {
   copyFileSync,
   existsSync,
@@ -21,57 +17,30 @@ import {
 } from 'node:fs';
 import { basename, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
-import { cache, guestInitramfs, guestKernel } from './available.ts';
+import { cache, guestFolder, guestInitramfs, guestKernel } from './available.ts';
+import { INIT, LIBRARIES, MODULES, PROGRAMS } from './guest-recipe.ts';
 
-/** Loaded by init, with what they depend on, where the kernel doesn't have them built in. */
-const MODULES = ['virtio_pci', 'virtio_net'];
-
-const INIT = `#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev /tmp /sbin /usr/bin /usr/sbin
-/bin/busybox --install -s
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/tmp
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev 2>/dev/null
-mount -t tmpfs tmpfs /tmp
-for module in $(cat /modules/order); do insmod /modules/$module; done
-ip link set lo up
-cat > /shell <<'END'
-exec < /dev/ttyS1 > /dev/ttyS1 2>&1
-stty raw -echo isig
-trap : INT
-printf '\\0360 0\\n'
-while read -r number command; do
-  (eval "$(echo "$command" | base64 -d)") < /dev/null
-  printf '\\036%s %d\\n' "$number" $?
-done
-END
-while :; do setsid sh /shell; done
-`;
-
-/** Files of the recipe: a change makes a new image. */
-const recipe = createHash('sha256').update(INIT).update(MODULES.join()).digest('hex');
-const stamp = join(cache, 'recipe');
-
-/** True when the image is there and is what this file would build. */
+/** True when the image is there and is what the recipe says. */
 export function imageIsCurrent(): boolean {
-  return [guestKernel, guestInitramfs, stamp].every(existsSync) && readFileSync(stamp, 'utf8') === recipe;
+  return [guestKernel, guestInitramfs].every(existsSync);
 }
 
-/** Downloads the kernel and busybox and builds the image. Throws with apt's own words when it can't. */
+/** Downloads the packages and builds the image. Throws with apt's own words when it can't. */
 export function buildImage(): void {
   mkdirSync(cache, { recursive: true });
   const work = mkdtempSync(join(cache, 'build-'));
   try {
-    for (const name of [...kernelPackages(), 'busybox-static']) unpack(name, work);
+    const programs = PROGRAMS.map(([name]) => name);
+    unpack([...kernelPackages(), 'busybox-static', ...programs, ...LIBRARIES], work);
     const kernel = readdirSync(join(work, 'boot')).find((name) => name.startsWith('vmlinuz-'));
     if (kernel === undefined) throw new Error('the kernel package has no boot/vmlinuz-*');
     const tree = join(work, 'initramfs');
-    mkdirSync(join(tree, 'bin'), { recursive: true });
-    mkdirSync(join(tree, 'modules'));
-    const busybox = ['bin/busybox', 'usr/bin/busybox'].map((path) => join(work, path)).find(existsSync);
-    if (busybox === undefined) throw new Error('the package busybox-static has no bin/busybox');
+    for (const folder of ['bin', 'lib', 'lib64', 'modules']) {
+      mkdirSync(join(tree, folder), { recursive: true });
+    }
+    const busybox = find(work, 'bin/busybox');
     copyFileSync(busybox, join(tree, 'bin/busybox'));
+    copyPrograms(work, tree);
     writeFileSync(join(tree, 'init'), INIT, { mode: 0o755 });
     const order = modules(work, busybox, join(tree, 'modules'));
     writeFileSync(join(tree, 'modules/order'), order.join('\n'));
@@ -83,13 +52,39 @@ export function buildImage(): void {
       maxBuffer: 1 << 28,
       stdio: ['pipe', 'pipe', 'ignore'],
     });
-    copyFileSync(join(work, 'boot', kernel), join(work, 'vmlinuz'));
-    writeFileSync(join(work, 'initramfs.gz'), gzipSync(archive));
-    renameSync(join(work, 'vmlinuz'), guestKernel);
-    renameSync(join(work, 'initramfs.gz'), guestInitramfs);
-    writeFileSync(stamp, recipe);
+    const image = join(work, 'image');
+    mkdirSync(image);
+    copyFileSync(join(work, 'boot', kernel), join(image, basename(guestKernel)));
+    writeFileSync(join(image, basename(guestInitramfs)), gzipSync(archive));
+    rmSync(guestFolder, { recursive: true, force: true });
+    renameSync(image, guestFolder);
   } finally {
     rmSync(work, { recursive: true, force: true });
+  }
+}
+
+/** The file of an unpacked package, in `/` or, as on newer systems, in `/usr`. */
+function find(work: string, path: string): string {
+  const found = [path, join('usr', path)].map((candidate) => join(work, candidate)).find(existsSync);
+  if (found === undefined) throw new Error(`the packages have no ${path}`);
+  return found;
+}
+
+/** Copies the programs and what their loader says that they need: the guest's own loader looks into /lib. */
+function copyPrograms(work: string, tree: string): void {
+  const LOADER = 'ld-linux-x86-64.so.2';
+  const loader = join(find(work, 'lib/x86_64-linux-gnu'), LOADER);
+  const folders = ['lib', 'usr/lib'].map((folder) => join(work, folder, 'x86_64-linux-gnu'));
+  copyFileSync(loader, join(tree, 'lib64', LOADER));
+  for (const [name, path] of PROGRAMS) {
+    const program = find(work, path);
+    copyFileSync(program, join(tree, 'bin', name));
+    const list = execFileSync(loader, ['--library-path', folders.join(':'), '--list', program]).toString();
+    for (const [, library, file] of list.matchAll(/^\s*(lib\S+) => (\S+)/gm)) {
+      if (!file?.startsWith(work))
+        throw new Error(`${name} wants ${library}, which no package of the recipe has`);
+      copyFileSync(file, join(tree, 'lib', library as string));
+    }
   }
 }
 
@@ -105,15 +100,14 @@ function kernelPackages(): string[] {
   throw new Error('apt knows no package linux-image-amd64: run "apt-get update" as root');
 }
 
-function unpack(name: string, folder: string): void {
-  const before = new Set(readdirSync(folder));
-  execFileSync('apt-get', ['download', '-q', '-o', 'APT::Sandbox::User=root', name], {
+function unpack(names: string[], folder: string): void {
+  execFileSync('apt-get', ['download', '-q', '-o', 'APT::Sandbox::User=root', ...names], {
     cwd: folder,
     stdio: ['ignore', 'ignore', 'pipe'],
   });
-  const file = readdirSync(folder).find((entry) => entry.endsWith('.deb') && !before.has(entry));
-  if (file === undefined) throw new Error(`apt-get download ${name} left no file`);
-  execFileSync('dpkg-deb', ['-x', file, '.'], { cwd: folder });
+  for (const file of readdirSync(folder).filter((entry) => entry.endsWith('.deb'))) {
+    execFileSync('dpkg-deb', ['-x', file, '.'], { cwd: folder });
+  }
 }
 
 /** Copies the modules and what they depend on to `target`; returns their file names in the order of loading. */

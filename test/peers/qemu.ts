@@ -1,6 +1,6 @@
 /**
  * A Linux guest in QEMU whose network card is a vhost-user port: the kernel's own virtio_net driver as the peer.
- * guest-image.ts says what runs inside and how its shell is spoken to.
+ * guest-recipe.ts says what runs inside and how its shell is spoken to.
  */
 import { execFileSync } from 'node:child_process';
 import { accessSync, constants, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -17,10 +17,18 @@ export interface GuestOptions {
   mac?: string;
   /** Queue pairs. */
   queues?: number;
-  /** More properties of the device, e.g. `mrg_rxbuf=off,rx_queue_size=1024`. */
+  /** More properties of the device, e.g. `mrg_rxbuf=off,rx_queue_size=1024`, `packed=on`, `host_mtu=9000`. */
   device?: string;
-  /** MiB. */
-  memory?: number;
+  /** MiB. Several numbers: as many NUMA nodes, each with a memory backend (a file) of its own. */
+  memory?: number | number[];
+  /** More properties of each memory backend, e.g. `hugetlb=on,hugetlbsize=2M`. */
+  backend?: string;
+  /** More properties of the machine, e.g. `kernel-irqchip=split`. */
+  machine?: string;
+  /** More words for the kernel's command line, e.g. `intel_iommu=on`. */
+  kernel?: string;
+  /** More options of QEMU; they come before the network card, as `-device intel-iommu` must. */
+  options?: string[];
   /** Virtual CPUs. */
   cpus?: number;
   accelerator?: 'kvm' | 'tcg';
@@ -30,6 +38,11 @@ export interface GuestOptions {
 
 /** Milliseconds: under TCG, on a busy machine, a boot takes many times the usual four seconds. */
 const BOOT = 90_000;
+
+const KERNEL = 'console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on';
+
+/** A list of QEMU's options, of what there is. */
+const list = (...parts: (string | undefined)[]) => parts.filter((part) => part !== undefined).join(',');
 
 /** Stands before the number and the exit status in the shell's answer. */
 const END_OF_OUTPUT = '\x1e';
@@ -106,6 +119,20 @@ export class LinuxGuest {
   /** Gives the card an address, `10.0.0.1/24`, and brings it up. */
   async configure(address: string): Promise<void> {
     await this.ok(`ip addr add ${address} dev eth0 && ip link set eth0 up`);
+  }
+
+  /** What `ethtool -k` says that is switched on, with or without a say of the guest's in it. */
+  async offloads(): Promise<Set<string>> {
+    const text = await this.ok('ethtool -k eth0');
+    return new Set([...text.matchAll(/^\s*([\w-]+): on/gm)].map((match) => match[1] as string));
+  }
+
+  /** Interrupts that the card has raised, of all its vectors, since the guest's kernel started. */
+  async interrupts(): Promise<number> {
+    const lines = (await this.ok('grep virtio /proc/interrupts || true')).trim().split('\n');
+    // "  21:   1200   300  IO-APIC  21-fasteoi   virtio0": a column for each CPU.
+    const counts = lines.flatMap((line) => /:((?:\s+\d+)+)\s/.exec(line)?.[1]?.trim().split(/\s+/) ?? []);
+    return counts.reduce((sum, count) => sum + Number(count), 0);
   }
 
   /** Restarts the guest's kernel within the same QEMU. */
@@ -185,29 +212,37 @@ export class LinuxGuest {
   }
 
   #arguments(): string[] {
-    const { path, role, mac, queues, device, memory = 256, cpus = 1 } = this.#options;
+    const { path, role, mac, queues, device, cpus = 1 } = this.#options;
+    const { backend, machine, kernel, options = [] } = this.#options;
+    const memory = [this.#options.memory ?? 256].flat();
     const accel = this.#options.accelerator ?? accelerator();
     const version = qemuVersion();
     // QEMU 9.2 renamed the option.
     const redial = version >= 10 ? 'reconnect-ms=1000' : 'reconnect=1';
     const socket = role === 'server' ? 'server=on,wait=off' : redial;
-    // QEMU 7.2.22 crashes without KVM as soon as the guest unmasks a vector of MSI-X: it looks into a table that
-    // only KVM's interrupts have. Without vectors the guest uses the line interrupt.
+    // QEMU 7.2.22 crashes without KVM as soon as the guest unmasks a vector of MSI-X, with any machine, any thread
+    // model and without ioeventfd: for vhost-user it looks into a table that only KVM's interrupts have. Without
+    // vectors the guest uses the line interrupt, one for all queues.
     const msix = accel === 'kvm' || version >= 8;
     const vectors = msix ? 2 * (queues ?? 1) + 2 : 0;
-    const card = [
+    const card = list(
       `virtio-net-pci,netdev=net,romfile=,vectors=${vectors}`,
-      ...(mac === undefined ? [] : [`mac=${mac}`]),
-      ...(queues === undefined ? [] : ['mq=on']),
-      ...(device === undefined ? [] : [device]),
-    ].join(',');
+      mac === undefined ? undefined : `mac=${mac}`,
+      queues === undefined ? undefined : 'mq=on',
+      device,
+    );
     return [
       ...['-nodefaults', '-no-user-config', '-display', 'none', '-monitor', 'none'],
-      ...['-machine', 'q35,memory-backend=ram', '-accel', accel, '-smp', String(cpus)],
-      ...['-cpu', accel === 'kvm' ? 'host' : 'qemu64', '-m', String(memory)],
-      ...['-object', `memory-backend-memfd,id=ram,size=${memory}M,share=on`],
+      ...['-machine', list('q35', memory.length > 1 ? undefined : 'memory-backend=ram', machine)],
+      ...['-accel', accel, '-smp', String(cpus), '-cpu', accel === 'kvm' ? 'host' : 'qemu64'],
+      ...['-m', `${memory.reduce((sum, size) => sum + size)}M`],
+      ...memory.flatMap((size, node) => [
+        '-object',
+        list(`memory-backend-memfd,id=ram${node || ''},size=${size}M,share=on`, backend),
+      ]),
+      ...(memory.length > 1 ? memory : []).flatMap((_, node) => ['-numa', `node,memdev=ram${node || ''}`]),
       ...['-kernel', guestKernel, '-initrd', guestInitramfs],
-      ...['-append', 'console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on'],
+      ...['-append', `${KERNEL} ${kernel ?? ''}`],
       ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
       ...[
         '-chardev',
@@ -215,6 +250,7 @@ export class LinuxGuest {
         '-serial',
         'chardev:shell',
       ],
+      ...options,
       ...['-chardev', `socket,id=port,path=${path},${socket}`],
       ...['-netdev', `vhost-user,id=net,chardev=port,queues=${queues ?? 1}`],
       ...['-device', card],
