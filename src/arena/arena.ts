@@ -81,18 +81,11 @@ export class Arena {
   }
 
   /**
-   * Maps `length` bytes of a file at `offset` (a multiple of its page size) into the arena, shared.
-   * Throws ArenaFullError where they don't fit, SystemError where the kernel refuses.
+   * Maps `length` bytes of a file at `offset` into the arena, shared. Both are multiples of `pageSize`, that of the
+   * file. Throws ArenaFullError where they don't fit, SystemError where the kernel refuses.
    */
-  map(fd: number, offset: bigint, length: number): Range {
-    const size = Math.ceil(length / MAP_ALIGN) * MAP_ALIGN;
-    const shifted = this.#mapped.take(size, MAP_ALIGN);
-    if (shifted === undefined) {
-      throw new ArenaFullError(
-        `${size} bytes of guest memory don't fit: the largest free piece of the arena has ${this.largestFree} bytes`,
-      );
-    }
-    const range = { start: shifted - this.#skew, length: size };
+  map(fd: number, offset: bigint, length: number, pageSize = MAP_ALIGN): Range {
+    const range = this.reserve(length, pageSize);
     try {
       mapFixed(this.base + BigInt(range.start), length, { fd, offset });
       // A core dump of the switch is not to hold its guests' memory.
@@ -102,6 +95,21 @@ export class Arena {
       throw error;
     }
     return range;
+  }
+
+  /** Takes room for `length` bytes to be mapped, aligned in the process to 2 MiB or a larger page. Throws ArenaFullError. */
+  reserve(length: number, pageSize = MAP_ALIGN): Range {
+    const align = Math.max(MAP_ALIGN, pageSize);
+    const size = Math.ceil(length / MAP_ALIGN) * MAP_ALIGN;
+    // Where pages of `align` bytes begin in the process, in the counting of #mapped.
+    const phase = Number((this.base - BigInt(this.#skew)) % BigInt(align));
+    const shifted = this.#mapped.take(size, align, phase);
+    if (shifted === undefined) {
+      throw new ArenaFullError(
+        `${size} bytes of guest memory don't fit: the largest free piece of the arena has ${this.largestFree} bytes`,
+      );
+    }
+    return { start: shifted - this.#skew, length: size };
   }
 
   /** Lays anonymous memory over the range, never a hole, and gives the range back. */

@@ -1,5 +1,6 @@
 /** Loads the data plane's WebAssembly into a memory and reads the layouts that it exports. */
 import { readFileSync } from 'node:fs';
+import { addressOf, copyMemory, dontDump, mapFixed } from '../sys/index.ts';
 
 /** Functions of the data plane; see src/dataplane for what each does. Addresses are arena offsets. */
 export interface DataplaneFunctions {
@@ -45,12 +46,38 @@ export function compileDataplane(): WebAssembly.Module {
 
 /** An instance of the data plane over `memory`: one for each thread. */
 export function instantiateDataplane(module: WebAssembly.Module, memory: WebAssembly.Memory): Dataplane {
-  const instance = new WebAssembly.Instance(module, { env: { memory } });
+  const instance = new WebAssembly.Instance(module, { env: { memory, ...outside(memory) } });
   const layout: Record<string, number> = {};
   for (const [name, value] of Object.entries(instance.exports)) {
     if (value instanceof WebAssembly.Global) layout[name] = Number(value.value) >>> 0;
   }
   return { functions: instance.exports as unknown as DataplaneFunctions, layout };
+}
+
+/**
+ * What the data plane calls to reach memory that isn't in the arena (src/dataplane/windows.ts): never where all of
+ * a guest's memory is. Arena addresses come as signed numbers.
+ */
+function outside(memory: WebAssembly.Memory) {
+  const base = addressOf(new Uint8Array(memory.buffer));
+  const address = (at: number) => base + BigInt(at >>> 0);
+  return {
+    mapWindow(at: number, fd: number, offset: bigint, length: number): number {
+      try {
+        mapFixed(address(at), length, { fd, offset });
+        dontDump(address(at), length);
+        return 1;
+      } catch {
+        // The kernel may have taken away what was there, and a hole would end the process.
+        mapFixed(address(at), length, 'anonymous');
+        return 0;
+      }
+    },
+    copyIn: (to: number, from: bigint, length: number) =>
+      copyMemory(address(to), BigInt.asUintN(64, from), length),
+    copyOut: (to: bigint, from: number, length: number) =>
+      copyMemory(BigInt.asUintN(64, to), address(from), length),
+  };
 }
 
 /** A constant of the layout by its name; throws where the data plane exports none such. */

@@ -7,10 +7,10 @@ export class Space {
     this.#free = [{ start, end }];
   }
 
-  /** Start of `length` bytes at a multiple of `align`, or undefined when there is no such room. */
-  take(length: number, align: number): number | undefined {
+  /** Start of `length` bytes, of which start + `phase` is a multiple of `align`; undefined: there is no such room. */
+  take(length: number, align: number, phase = 0): number | undefined {
     for (const [i, piece] of this.#free.entries()) {
-      const start = Math.ceil(piece.start / align) * align;
+      const start = Math.ceil((piece.start + phase) / align) * align - phase;
       const end = start + length;
       if (end > piece.end) continue;
       const rest = [

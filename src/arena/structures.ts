@@ -47,13 +47,14 @@ const WORKER = [
 const PORT = [
   'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'addresses', 'addressLimit', 'notLearned',
 ] as const; // biome-ignore format: a table
-const REGION = ['base', 'size', 'arena'] as const;
+const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id'] as const;
+const WINDOW = ['key', 'arena', 'stamp'] as const;
 const LOG = ['bits', 'size', 'regions', 'regionCount', 'writes', 'missed'] as const;
 const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
   'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound',
   'log', 'logUsed', 'logUsedAddress', 'cacheArena',
-  'cacheBase', 'cacheSize', 'packets', 'bytes', 'notifications', 'drops',
+  'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'packets', 'bytes', 'notifications', 'drops',
 ] as const; // biome-ignore format: a table
 
 export type HeaderStruct = Struct<(typeof HEADER)[number]>;
@@ -61,6 +62,7 @@ export type WorkerStruct = Struct<(typeof WORKER)[number]>;
 export type PortStruct = Struct<(typeof PORT)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
 export type LogStruct = Struct<(typeof LOG)[number]>;
+export type WindowStruct = Struct<(typeof WINDOW)[number]>;
 export type VringStruct = Struct<(typeof VRING)[number]>;
 
 /** Finds the structures of one arena. */
@@ -80,6 +82,7 @@ export class Structures {
       port: fields(layout, 'Port', PORT),
       region: fields(layout, 'Region', REGION),
       log: fields(layout, 'Log', LOG),
+      window: fields(layout, 'Window', WINDOW),
       vring: fields(layout, 'Vring', VRING),
     };
     this.header = new Struct(arena, this.constant('HEADER'), this.#offsets.header);
@@ -108,6 +111,11 @@ export class Structures {
   /** The dirty log at an offset of the arena. */
   log(at: number): LogStruct {
     return new Struct(this.#arena, at, this.#offsets.log);
+  }
+
+  /** The window at a place of a ring's list. */
+  window(list: number, index: number): WindowStruct {
+    return new Struct(this.#arena, list + index * this.constant('WINDOW_STRIDE'), this.#offsets.window);
   }
 
   /** The vring at an offset of the arena. */

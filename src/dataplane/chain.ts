@@ -17,8 +17,9 @@ import {
   fail,
 } from './errors';
 import { INDIRECT, Vring } from './layout';
-import { contiguous, translate } from './memory';
-import { Piece, PIECE_STRIDE } from './scratch';
+import { contiguous, outside, translate } from './memory';
+import { descriptorScratch, Piece, PIECE_STRIDE } from './scratch';
+import { bounce, peek } from './windows';
 
 /** Descriptor flags (2.7.5). */
 export const NEXT: u32 = 1;
@@ -70,7 +71,7 @@ export function walk(vring: Vring, head: u32, direction: u32, to: usize, limit: 
       if (flags & NEXT) return broken(vring, E_INDIRECT_NEXT, index);
       if (length == 0 || length & 15 || length >> 4 > size) return broken(vring, E_INDIRECT_LENGTH, length);
       at = translate(vring, address);
-      if (at == 0) return broken(vring, E_ADDRESS, address);
+      if (contiguous == 0) return broken(vring, E_ADDRESS, address);
       // A table that crosses into another region is read entry by entry.
       if (contiguous < length) at = 0;
       tableAddress = address;
@@ -94,12 +95,16 @@ export function walk(vring: Vring, head: u32, direction: u32, to: usize, limit: 
 /** Appends the pieces of a buffer to `list`, behind `pieceCount` others. False after it has broken the ring. */
 export function append(vring: Vring, address: u64, length: u32, list: usize): bool {
   while (length > 0) {
-    const at = translate(vring, address);
-    if (at == 0) {
+    let at = translate(vring, address);
+    if (contiguous == 0) {
       fail(vring, E_ADDRESS, address);
       return false;
     }
     const taken: u32 = <u64>length < contiguous ? length : <u32>contiguous;
+    if (at == 0) {
+      at = bounce(vring, outside, taken);
+      if (at == 0) return false;
+    }
     const piece = changetype<Piece>(list + <usize>pieceCount * PIECE_STRIDE);
     piece.at = at;
     piece.length = taken;
@@ -115,19 +120,19 @@ export function clearPieces(): void {
   pieceCount = 0;
 }
 
-/** Reads a descriptor that may lie across regions, byte by byte. */
+/** Reads a descriptor that may lie across regions, or out of reach of windows. */
 export function readEntry(vring: Vring, address: u64): bool {
-  let first: u64 = 0;
-  let second: u64 = 0;
-  for (let i: u64 = 0; i < 16; i++) {
-    const at = translate(vring, address + i);
-    if (at == 0) return false;
-    const byte = <u64>load<u8>(at);
-    if (i < 8) first |= byte << (i << 3);
-    else second |= byte << ((i - 8) << 3);
+  const to = descriptorScratch();
+  for (let done: u32 = 0; done < 16; ) {
+    const at = translate(vring, address + done);
+    if (contiguous == 0) return false;
+    const part = <u32>min<u64>(16 - done, contiguous);
+    if (at != 0) memory.copy(to + done, at, part);
+    else peek(to + done, outside, part);
+    done += part;
   }
-  entryAddress = first;
-  entryMeta = second;
+  entryAddress = load<u64>(to);
+  entryMeta = load<u64>(to, 8);
   return true;
 }
 

@@ -9,13 +9,15 @@
  * A frame is copied once, from guest to guest; what a decision rests on is in the snapshot and is never read
  * from guest memory again. The format is looked up once a burst.
  */
-import { drop, DROP_NO_GUEST, header, PACKED, RUNNING, Vring } from './layout';
+import { drop, DROP_NO_GUEST, header, LARGE, PACKED, RUNNING, Vring } from './layout';
 import { acquire, release } from './lock';
 import * as packed from './packed-device';
 import * as split from './split-device';
+import { beginBurst } from './windows';
 
 /** Takes frames from the ring into this worker's burst; returns how many. */
 export function receive(vring: Vring): u32 {
+  if (vring.flags & LARGE) beginBurst(vring);
   return vring.flags & PACKED ? packed.receive(vring) : split.receive(vring);
 }
 
@@ -37,6 +39,7 @@ export function transmit(vring: Vring, count: u32, every: bool): void {
   const shared = header().workerCount > 1;
   const lock = changetype<usize>(vring) + offsetof<Vring>('lock');
   if (shared) acquire(lock);
+  if (vring.flags & LARGE) beginBurst(vring);
   if (vring.flags & PACKED) packed.fill(vring, count, every);
   else split.fill(vring, count, every);
   if (shared) release(lock);

@@ -34,6 +34,8 @@ export const E_USED_LENGTH: u32 = 14;
 export const E_USED_JUMP: u32 = 15;
 /** A frame is said to take more buffers than came (driver's side). */
 export const E_NUM_BUFFERS: u32 = 16;
+/** A buffer is scattered over more pieces of memory than can be reached at once. */
+export const E_SCATTERED: u32 = 17;
 
 /** Stops the ring for good: only a new start by the front-end revives it. */
 export function fail(vring: Vring, error: u32, value: u64): void {

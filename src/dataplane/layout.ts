@@ -7,9 +7,9 @@
  *   0x0000_0000   never used: address 0 means "nothing"
  *   0x0001_0000   header
  *   0x0010_0000   ports
- *   0x0020_0000   worker areas, 4 MiB each
- *   0x0820_0000   forwarding database
- *   0x0860_0000   tables made at run time: vrings, memory regions, driver rings
+ *   0x0020_0000   worker areas, 5 MiB each
+ *   0x0a20_0000   forwarding database
+ *   0x0a60_0000   tables made at run time: vrings, memory regions, driver rings
  *   0x1000_0000   memory mapped from elsewhere: guests, the packet pool
  *   0xffe0_0000   never mapped, so that a wide load at the end of the last region stays inside
  */
@@ -17,15 +17,15 @@
 export const HEADER: usize = 0x1_0000;
 export const PORTS: usize = 0x10_0000;
 export const WORKERS: usize = 0x20_0000;
-export const FDB: usize = 0x820_0000;
-export const TABLES: usize = 0x860_0000;
+export const FDB: usize = 0xa20_0000;
+export const TABLES: usize = 0xa60_0000;
 export const MAPPED: usize = 0x1000_0000;
 export const TOP: usize = 0xffe0_0000;
 
 export const MAX_PORTS: u32 = 2048;
 export const MAX_WORKERS: u32 = 32;
 export const MAX_REGIONS: u32 = 512;
-export const WORKER_STRIDE: usize = 0x40_0000;
+export const WORKER_STRIDE: usize = 0x50_0000;
 
 /** Packets taken from a ring in one go. */
 export const BURST: u32 = 64;
@@ -104,15 +104,24 @@ export class Port {
   notLearned: u32;
 }
 
-/** A piece of guest memory that lies in the arena in one piece. */
+/** A piece of guest memory: one that lies in the arena, or one that is too large for that (see windows.ts). */
 @unmanaged
 export class Region {
   /** Guest physical address, inclusive. */
   base: u64;
   /** Bytes. */
   size: u64;
-  /** Where it lies in the arena. */
+  /** Where it lies in the arena; 0: it doesn't, and the rest of this says how it is reached. */
   arena: usize;
+  /** Its file. */
+  fd: i32;
+  /** Where it begins in the file; where what may be mapped of the file ends. */
+  offset: u64;
+  end: u64;
+  /** Where it lies in the process. */
+  outside: u64;
+  /** Tells its windows from those of other regions: from 1 on; 0: its pages are too large for windows. */
+  id: u32;
   pad: u32;
 }
 
@@ -129,6 +138,23 @@ export class Log {
   writes: u64;
   missed: u64;
 }
+
+/** A window: a chunk of a large guest's memory that lies in the arena for the time being. */
+@unmanaged
+export class Window {
+  /** Which chunk of which region; 0: none. */
+  key: u64;
+  /** Where in the arena. */
+  arena: usize;
+  /** The burst (Vring.windowClock) that used it last. */
+  stamp: u32;
+}
+
+/** Bytes of a window. */
+export const CHUNK: u64 = 0x20_0000;
+export const CHUNK_SHIFT: u64 = 21;
+/** Windows among which the least recently used goes. */
+export const WAYS: u32 = 8;
 
 export const STOPPED: u32 = 0;
 export const RUNNING: u32 = 1;
@@ -151,6 +177,8 @@ export const OFFLOAD_ECN: u32 = 8;
 export const OFFLOAD_UFO: u32 = 16;
 export const OFFLOAD_USO4: u32 = 32;
 export const OFFLOAD_USO6: u32 = 64;
+/** Not all of the guest's memory lies in the arena (windows.ts). */
+export const LARGE: u32 = 0x1_0000;
 
 /** Reasons for a drop, in the order of Vring.drops. */
 export const DROP_RING_FULL: u32 = 0;
@@ -212,6 +240,16 @@ export class Vring {
   logUsedAddress: u64;
   cacheBase: u64;
   cacheSize: u64;
+  /**
+   * Of a large guest: the windows of this ring alone, `Window[(windowMask + 1) * WAYS]`, so that only who works on
+   * the ring moves them. 0: the guest lies in the arena as a whole.
+   */
+  windows: usize;
+  windowMask: u32;
+  /** Counts bursts: a window that the burst in work has used stays. */
+  windowClock: u32;
+  /** 1: buffers of this ring are written to, 0: read from. */
+  writes: u32;
   packets: u64;
   bytes: u64;
   notifications: u64;
@@ -293,6 +331,7 @@ export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
 export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
 export const LOG_STRIDE: usize = (offsetof<Log>() + 63) & ~63;
 export const REGION_STRIDE: usize = offsetof<Region>();
+export const WINDOW_STRIDE: usize = 16;
 export const DRIVER_RING_STRIDE: usize = (offsetof<DriverRing>() + 63) & ~63;
 export const SHADOW_STRIDE: usize = 16;
 

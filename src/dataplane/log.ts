@@ -6,8 +6,9 @@
  * which is what a write has in hand; the log's own list of regions leads back to guest physical addresses, also
  * where descriptors hold others (an IOMMU). Only a ring with a log comes here.
  */
-import { Log, PACKED, Region, REGION_STRIDE, Vring } from './layout';
+import { LARGE, Log, MAPPED, PACKED, portAt, Region, REGION_STRIDE, Vring } from './layout';
 import { Piece, PIECE_STRIDE } from './scratch';
+import { windowAddress } from './windows';
 
 const PAGE_SHIFT: u64 = 12;
 
@@ -42,6 +43,28 @@ export function mark(vring: Vring, at: usize, length: u32): void {
     }
     if (at < region.arena) high = middle;
     else low = middle + 1;
+  }
+  if (vring.flags & LARGE) markLarge(vring, log, at, length);
+  else log.missed += 1;
+}
+
+/** The same in a window; what bounces is marked when it is written to where it belongs (markOutside). */
+function markLarge(vring: Vring, log: Log, at: usize, length: u32): void {
+  if (at < MAPPED) return;
+  const address = windowAddress(vring, at);
+  if (address == u64.MAX_VALUE) log.missed += 1;
+  else markGuest(log, address, length);
+}
+
+/** Marks bytes that were written to an address of the process, in a region that isn't in the arena. */
+export function markOutside(vring: Vring, outside: u64, length: u32): void {
+  const log = changetype<Log>(vring.log);
+  const port = portAt(vring.port);
+  for (let i: u32 = 0; i < port.regionCount; i++) {
+    const region = changetype<Region>(port.regions + <usize>i * REGION_STRIDE);
+    if (region.arena != 0 || outside - region.outside >= region.size) continue;
+    markGuest(log, region.base + (outside - region.outside), length);
+    return;
   }
   log.missed += 1;
 }

@@ -16,13 +16,14 @@ import { mark, markDescriptors, markPieces, markUsed } from './log';
 import { contiguous, translate } from './memory';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import {
-  BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, INDIRECT, MAX_FRAME, MERGEABLE, Vring,
+  BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, INDIRECT, LARGE, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
 import {
   frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
   pieces, sinks, SNAPSHOT_STRIDE, usedHeads, worker,
 } from './scratch';
 import { cut, piece } from './segment';
+import { beginBurst, canBounce, flushBounced } from './windows';
 
 /** Descriptor flags (2.8.1). */
 const AVAIL: u32 = 0x80;
@@ -91,7 +92,7 @@ function walkTable(vring: Vring, table: u64, length: u32, direction: u32, list: 
   if (!(vring.flags & INDIRECT)) return broken(vring, E_INDIRECT_REFUSED, table);
   if (length == 0 || length & 15 || length >> 4 > vring.size) return broken(vring, E_INDIRECT_LENGTH, length);
   let at = translate(vring, table);
-  if (at == 0) return broken(vring, E_ADDRESS, table);
+  if (contiguous == 0) return broken(vring, E_ADDRESS, table);
   // A table that crosses into another region is read entry by entry.
   if (contiguous < length) at = 0;
   let total: u32 = 0;
@@ -159,7 +160,7 @@ export function receive(vring: Vring): u32 {
       taken++;
       continue;
     }
-    if (free >= lastFree) break;
+    if (free >= lastFree || !canBounce(vring, longest + 1)) break;
     clearPieces();
     const total = walk(vring, position, word, 0, free, longest + 1);
     if (total == BAD) break;
@@ -347,6 +348,7 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
   let total: u32 = 0;
   let taken: u32 = 0;
   let buffers: u32 = 0;
+  if (vring.flags & LARGE) beginBurst(vring);
   clearPieces();
   while (total < need) {
     if (buffers > 0 && !(vring.flags & MERGEABLE)) {
@@ -374,6 +376,7 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
   }
   spreadFrame(list, packet, frame, headerLength, buffers);
   if (vring.log != 0) markPieces(vring, list, pieceCount);
+  if (vring.flags & LARGE) flushBounced(vring);
   scatteredWord = load<u64>(words);
   for (let i: u32 = 1; i < buffers; i++) {
     const at = <u32>load<u64>(words + ((<usize>i) << 4), 8) & INDEX;

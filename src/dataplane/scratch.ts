@@ -16,6 +16,10 @@
  *   +0x20_0000  used descriptors of a frame in several buffers of a packed ring
  *   +0x28_0000  rings that it polls
  *   +0x30_0000  rings whose guests want an interrupt
+ *   +0x40_0000  bytes of buffers to read from that no window leads to
+ *   +0x4a_0000  those of a frame to write
+ *   +0x4c_0000  where these belong
+ *   +0x4d_0000  a descriptor, or some bytes of one
  */
 import { BURST, MAX_WORKERS, SNAPSHOT, Worker, WORKER_STRIDE, WORKERS } from './layout';
 
@@ -33,6 +37,10 @@ const PIECES: usize = 0x10_0000;
 const USED: usize = 0x20_0000;
 const QUEUES: usize = 0x28_0000;
 const CALLS: usize = 0x30_0000;
+const SOURCE_BOUNCE: usize = 0x40_0000;
+const SINK_BOUNCE: usize = 0x4a_0000;
+const BOUNCE_NOTES: usize = 0x4c_0000;
+const DESCRIPTOR: usize = 0x4d_0000;
 
 /** Bound of rings that a worker polls: 1024 ports with 128 each. */
 export const MAX_QUEUES: u32 = 0x2_0000;
@@ -101,6 +109,10 @@ export function useWorker(index: u32): void {
 @inline export function sinks(): usize { return base + SINKS; }
 @inline export function usedHeads(): usize { return base + USED; }
 @inline export function pieces(): usize { return base + PIECES; }
+@inline export function sourceArea(): usize { return base + SOURCE_BOUNCE; }
+@inline export function sinkArea(): usize { return base + SINK_BOUNCE; }
+@inline export function bounceNote(index: u32): usize { return base + BOUNCE_NOTES + ((<usize>index) << 4); }
+@inline export function descriptorScratch(): usize { return base + DESCRIPTOR; }
 /** Offsets for the control plane. */
 export const QUEUES_OFFSET: usize = QUEUES;
 export const CALLS_OFFSET: usize = CALLS;

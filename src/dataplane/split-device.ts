@@ -8,13 +8,14 @@ import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import { mark, markEntries, markPieces, markUsed } from './log';
 import {
-  BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, MAX_FRAME, MERGEABLE, Vring,
+  BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, LARGE, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
 import {
   frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
   pieces, sinks, SNAPSHOT_STRIDE, worker,
 } from './scratch';
 import { cut, piece } from './segment';
+import { beginBurst, canBounce, flushBounced } from './windows';
 
 /** used.flags: the driver need not notify (2.7.8). avail.flags: the device need not interrupt (2.7.7). */
 const NO_NOTIFY: u16 = 1;
@@ -79,7 +80,7 @@ export function receive(vring: Vring): u32 {
       packet.destination = 0;
       continue;
     }
-    if (free >= lastFree) break;
+    if (free >= lastFree || !canBounce(vring, longest + 1)) break;
     // One byte more than the limit is enough to know that a frame is too big.
     const total = walk(vring, head, 0, free, longest + 1);
     if (total == BAD) break;
@@ -258,6 +259,7 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
   let total: u32 = 0;
   let count: u32 = 0;
   let chains: u32 = 0;
+  if (vring.flags & LARGE) beginBurst(vring);
   while (total < need) {
     if (chains > 0 && !(vring.flags & MERGEABLE)) {
       drop(vring, DROP_TOO_BIG);
@@ -287,6 +289,7 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
   }
   spreadFrame(list, packet, frame, headerLength, chains);
   if (vring.log != 0) markPieces(vring, list, count);
+  if (vring.flags & LARGE) flushBounced(vring);
   return chains;
 }
 

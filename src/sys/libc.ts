@@ -39,14 +39,18 @@ export const libc = {
   mmap: declare<
     (
       address: bigint,
-      length: number,
+      length: number | bigint,
       protection: number,
       flags: number,
       fd: number,
       offset: bigint,
     ) => number | bigint
   >('mmap', 'int64', ['uint64', 'size_t', 'int', 'int', 'int', 'int64']),
-  madvise: declare<(address: bigint, length: number, advice: number) => number>('madvise', 'int', [
+  munmap: declare<(address: bigint, length: number | bigint) => number>('munmap', 'int', [
+    'uint64',
+    'size_t',
+  ]),
+  madvise: declare<(address: bigint, length: number | bigint, advice: number) => number>('madvise', 'int', [
     'uint64',
     'size_t',
     'int',

@@ -60,8 +60,30 @@ export function mapFixed(
   throw new SystemError('mmap', lastErrno(), `${what}, ${length} bytes at 0x${address.toString(16)}`);
 }
 
+/**
+ * Maps a file from `offset` on wherever the kernel finds room for `length` bytes, shared, readable and writable,
+ * without reserving anything. Both are multiples of the file's page size. Returns the address. Throws a SystemError.
+ */
+export function mapAnywhere(fd: number, offset: bigint, length: bigint): bigint {
+  const result = libc.mmap(0n, length, PROT_READ_WRITE, MAP_SHARED | MAP_NORESERVE, fd, offset);
+  if (Number(result) === -1) {
+    throw new SystemError('mmap', lastErrno(), `fd ${fd} from offset ${offset}, ${length} bytes`);
+  }
+  return BigInt(result);
+}
+
+/** Takes away what mapAnywhere() mapped. */
+export function unmapAnywhere(address: bigint, length: bigint): void {
+  check(libc.munmap(address, length), 'munmap', `0x${address.toString(16)}`);
+}
+
+/** Copies bytes between two addresses of this process, neither of which the caller has to own for longer. */
+export function copyMemory(to: bigint, from: bigint, length: number): void {
+  libc.memmove(to, from, length);
+}
+
 /** Leaves [address, address + length) out of core dumps. */
-export function dontDump(address: bigint, length: number): void {
+export function dontDump(address: bigint, length: number | bigint): void {
   check(libc.madvise(address, length, MADV_DONTDUMP), 'madvise', `0x${address.toString(16)}`);
 }
 

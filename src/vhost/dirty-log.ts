@@ -4,7 +4,7 @@
  */
 import type { Arena, LogStruct, Range, Structures } from '../arena/index.ts';
 import { closeFd, fileInfo, sealAgainstShrink } from '../sys/index.ts';
-import type { MappedRegion } from './memory-table.ts';
+import type { MappedPlace } from './memory-table.ts';
 
 const PAGES_PER_BYTE = 8n;
 const PAGE = 4096n;
@@ -28,6 +28,8 @@ export class DirtyLog {
   readonly #structures: Structures;
   readonly #table: Range;
   readonly #bits: Range;
+  /** Entries of the list: regions, and the parts of large ones that rings lie in. */
+  readonly #most: number;
 
   /** Maps the log and closes its descriptor, whatever the outcome. Throws an Error that names what is wrong. */
   constructor(arena: Arena, structures: Structures, { fd, offset, size }: LogFile) {
@@ -43,7 +45,8 @@ export class DirtyLog {
           `a log of ${size} bytes does not fit: ${arena.largestFree} bytes are left in one piece`,
         );
       const stride = structures.constant('LOG_STRIDE');
-      const regions = structures.constant('MAX_REGIONS') * structures.constant('REGION_STRIDE');
+      this.#most = 2 * structures.constant('MAX_REGIONS');
+      const regions = this.#most * structures.constant('REGION_STRIDE');
       this.#table = arena.takeTable(stride + regions);
       try {
         this.#bits = arena.map(fd, from, Number(length));
@@ -61,8 +64,8 @@ export class DirtyLog {
   }
 
   /** Says where guest memory lies now. Only while no ring writes to it. */
-  setRegions(regions: readonly MappedRegion[]): void {
-    const sorted = [...regions].sort((a, b) => a.at - b.at);
+  setRegions(places: readonly MappedPlace[]): void {
+    const sorted = [...places].sort((a, b) => a.at - b.at).slice(0, this.#most);
     for (const [i, region] of sorted.entries()) {
       const entry = this.#structures.region(this.struct.get('regions'), i);
       entry.set64('base', region.guestAddress);

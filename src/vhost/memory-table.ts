@@ -1,10 +1,28 @@
 /**
- * A guest's memory in the arena: the regions of the memory table mapped, sorted, and listed where the data plane
- * translates by them. A guest that doesn't fit is refused: windows over larger guests are to come here.
+ * A guest's memory: the regions of the memory table, sorted and listed where the data plane translates by them.
+ *
+ * A guest that fits is mapped into the arena as a whole. Of one that doesn't, the small regions are; the large ones
+ * are reached through windows that each ring has for itself (windows.ts), and through a mapping outside of the
+ * arena, from which bytes are copied, where no window can be had. What the rings themselves lie in is mapped for as
+ * long as they run.
  */
 import { type Arena, ArenaFullError, type PortStruct, type Range, type Structures } from '../arena/index.ts';
-import { closeFd, fileInfo, sealAgainstShrink, seals } from '../sys/index.ts';
+import {
+  closeFd,
+  dontDump,
+  fileInfo,
+  isSystemError,
+  mapAnywhere,
+  sealAgainstShrink,
+  seals,
+  unmapAnywhere,
+} from '../sys/index.ts';
 import type { MemoryRegion } from './device.ts';
+
+/** Kept free of guests that are mapped as a whole: the rings and windows of those that aren't. */
+const RESERVE = 128 << 20;
+/** Regions up to this size are mapped as a whole even if their guest isn't. */
+const SMALL = 64n << 20n;
 
 /** A region as it is mapped. */
 export interface MappedRegion {
@@ -16,9 +34,34 @@ export interface MappedRegion {
   pageSize: number;
   /** The file can't be made shorter under us. */
   sealed: boolean;
-  /** Offset of the region's first byte in the arena. */
+  /** Lies in the arena as a whole, or is looked at through windows, or its bytes are copied. */
+  reached: 'mapped' | 'windows' | 'copies';
+  /** Where it begins in its file, and where the last page that it touches ends. */
+  offset: bigint;
+  end: bigint;
+  /** Offset of its first byte in the arena, and what to unmap. */
+  inside: { at: number; range: Range } | null;
+  /** Its file, and where the file's page that it begins in lies in the process. */
+  outside: { fd: number; address: bigint } | null;
+}
+
+/** A part of guest memory that lies in the arena for as long as the table stays as it is. */
+export interface MappedPlace {
+  guestAddress: bigint;
+  /** Bytes. */
+  size: bigint;
+  /** Offset in the arena. */
   at: number;
+}
+
+/** A part of a large region that is mapped for rings. */
+interface Pin {
+  region: MappedRegion;
+  /** In the file. */
+  from: bigint;
+  to: bigint;
   range: Range;
+  users: Set<string>;
 }
 
 export class MemoryTable {
@@ -27,6 +70,7 @@ export class MemoryTable {
   readonly #port: PortStruct;
   readonly #list: Range;
   #regions: MappedRegion[] = [];
+  readonly #pins = new Set<Pin>();
 
   constructor(arena: Arena, structures: Structures, port: PortStruct) {
     this.#arena = arena;
@@ -41,30 +85,55 @@ export class MemoryTable {
     return this.#regions;
   }
 
+  /** What lies in the arena: regions, and those parts of large ones that rings lie in. */
+  get places(): readonly MappedPlace[] {
+    const whole = this.#regions.flatMap(({ guestAddress, size, inside }) =>
+      inside ? [{ guestAddress, size, at: inside.at }] : [],
+    );
+    const parts = [...this.#pins].map(({ region, from, to, range }) => {
+      const first = from > region.offset ? from : region.offset;
+      const end = min(to, region.offset + region.size);
+      const guestAddress = region.guestAddress + (first - region.offset);
+      return { guestAddress, size: end - first, at: range.start + Number(first - from) };
+    });
+    return [...whole, ...parts];
+  }
+
+  /** Not all of it lies in the arena. */
+  get large(): boolean {
+    return this.#regions.some((region) => region.reached !== 'mapped');
+  }
+
+  /** Windows help to reach it. */
+  get windowed(): boolean {
+    return this.#regions.some((region) => region.reached === 'windows');
+  }
+
   /**
-   * Maps a new table in place of the old one and closes the regions' descriptors. Only while nobody reads the
-   * table (quiescence). On failure nothing is mapped, and the Error names the region and the reason.
+   * Maps a new table in place of the old one. The regions' descriptors are its own from now on, whatever happens.
+   * Only while nobody reads the table (quiescence). On failure nothing is mapped, and the Error names the region
+   * and the reason.
    */
   replace(regions: readonly MemoryRegion[]): void {
     this.clear();
+    const waiting = [...regions];
     try {
-      for (const region of regions) this.#regions.push(this.#map(region));
+      const fits = this.#fits(regions);
+      for (const region of regions) {
+        waiting.shift();
+        this.#regions.push(this.#map(region, fits || region.size <= SMALL));
+      }
     } catch (error) {
+      for (const { fd } of waiting) closeFd(fd);
       this.clear();
       throw error;
-    } finally {
-      for (const region of regions) closeFd(region.fd);
     }
     this.#publish();
   }
 
-  /** Maps one more region and closes its descriptor. Only while nobody reads the table. Fails as `replace` does. */
+  /** Maps one more region, whose descriptor it takes. Only while nobody reads the table. Fails as `replace` does. */
   add(region: MemoryRegion): void {
-    try {
-      this.#regions.push(this.#map(region));
-    } finally {
-      closeFd(region.fd);
-    }
+    this.#regions.push(this.#map(region, this.#fits([region]) || region.size <= SMALL));
     this.#publish();
   }
 
@@ -73,59 +142,146 @@ export class MemoryTable {
     const index = this.#regions.findIndex((region) => region.guestAddress === guestAddress);
     const [region] = index < 0 ? [] : this.#regions.splice(index, 1);
     this.#publish();
-    if (region) this.#arena.unmap(region.range);
+    if (region) this.#unmap(region);
+  }
+
+  /** Is there room to map them all as a whole? */
+  #fits(regions: readonly MemoryRegion[]): boolean {
+    const bytes = regions.reduce((sum, { size }) => sum + roundUp(size, 4n << 20n), 0n);
+    return bytes + BigInt(RESERVE) <= BigInt(this.#arena.largestFree);
   }
 
   /** Lists the regions for the data plane, sorted by guest address as its search expects. */
   #publish(): void {
     this.#regions.sort((a, b) => (a.guestAddress < b.guestAddress ? -1 : 1));
-    for (const [i, region] of this.#regions.entries()) {
-      const entry = this.#structures.region(this.#list.start, i);
-      entry.set64('base', region.guestAddress);
-      entry.set64('size', region.size);
-      entry.set('arena', region.at);
-    }
+    for (const [i, region] of this.#regions.entries()) this.#enter(i, region);
     this.#port.set('regionCount', this.#regions.length);
   }
 
-  #map(region: MemoryRegion): MappedRegion {
-    const { guestAddress, userAddress, size, mmapOffset, fd } = region;
-    const name = `region at guest address 0x${guestAddress.toString(16)}`;
-    const file = fileInfo(fd);
-    const sealed = sealAgainstShrink(fd) || seals(fd).shrink;
-    // Mapped from a page of the file on; the region may begin in the middle of a page of 2 MiB.
-    const page = BigInt(file.pageSize);
-    const from = mmapOffset - (mmapOffset % page);
-    const length = roundUp(mmapOffset - from + size, page);
-    if (length > BigInt(this.#arena.largestFree)) {
-      throw new ArenaFullError(
-        `${name}: ${size} bytes don't fit, the switch has ${this.#arena.largestFree} bytes of address space left in one ` +
-          'piece: give the guest less memory, or start another switch for it',
-      );
-    }
+  #enter(index: number, region: MappedRegion): void {
+    const { guestAddress, size, reached, offset, end, inside, outside, pageSize } = region;
+    const entry = this.#structures.region(this.#list.start, index);
+    entry.set64('base', guestAddress);
+    entry.set64('size', size);
+    entry.set('arena', inside?.at ?? 0);
+    entry.set('fd', outside?.fd ?? -1);
+    entry.set64('offset', offset);
+    entry.set64('end', end);
+    entry.set64('outside', outside ? outside.address + (offset % BigInt(pageSize)) : 0n);
+    entry.set('id', reached === 'windows' ? index + 1 : 0);
+  }
+
+  /** Takes the descriptor. */
+  #map(region: MemoryRegion, whole: boolean): MappedRegion {
+    const { guestAddress, userAddress, size, mmapOffset: offset, fd } = region;
+    let keep = false;
     try {
-      const range = this.#arena.map(fd, from, Number(length));
-      const at = range.start + Number(mmapOffset - from);
-      return { guestAddress, userAddress, size, pageSize: file.pageSize, sealed, at, range };
+      const { pageSize } = fileInfo(fd);
+      const sealed = sealAgainstShrink(fd) || seals(fd).shrink;
+      // Mapped from a page of the file on; the region may begin in the middle of a page of 2 MiB.
+      const page = BigInt(pageSize);
+      const from = offset - (offset % page);
+      const end = roundUp(offset + size, page);
+      const mapped = { guestAddress, userAddress, size, pageSize, sealed, offset, end };
+      const range = whole ? this.#tryInside(fd, from, end - from, pageSize) : null;
+      if (range) {
+        const at = range.start + Number(offset - from);
+        return { ...mapped, reached: 'mapped', inside: { at, range }, outside: null };
+      }
+      const address = this.#outside(fd, from, end - from);
+      keep = true;
+      const reached = pageSize <= this.#structures.constant('CHUNK') ? 'windows' : 'copies';
+      return { ...mapped, reached, inside: null, outside: { fd, address } };
     } catch (error) {
+      const name = `region at guest address 0x${guestAddress.toString(16)}`;
       throw new Error(`${name}: ${(error as Error).message}`, { cause: error });
+    } finally {
+      if (!keep) closeFd(fd);
+    }
+  }
+
+  /** Null where there is no room. */
+  #tryInside(fd: number, from: bigint, length: bigint, pageSize: number): Range | null {
+    try {
+      return this.#arena.map(fd, from, Number(length), pageSize);
+    } catch (error) {
+      if (error instanceof ArenaFullError) return null;
+      throw error;
+    }
+  }
+
+  #outside(fd: number, from: bigint, length: bigint): bigint {
+    try {
+      const address = mapAnywhere(fd, from, length);
+      dontDump(address, length);
+      return address;
+    } catch (error) {
+      if (!isSystemError(error, 'ENOMEM')) throw error;
+      throw new ArenaFullError(
+        `${length} bytes don't fit in the address space of a process: give the guest less memory, or start another ` +
+          'switch for it',
+      );
     }
   }
 
   /** Unmaps everything. Only while nobody reads the table. */
   clear(): void {
     this.#port.set('regionCount', 0);
-    for (const region of this.#regions) this.#arena.unmap(region.range);
+    for (const region of this.#regions) this.#unmap(region);
     this.#regions = [];
   }
 
-  /** Arena offset of `length` bytes at a user address, or undefined when they aren't in one region as a whole. */
-  fromUser(address: bigint, length: number): number | undefined {
-    for (const { userAddress, size, at } of this.#regions) {
-      const offset = address - userAddress;
-      if (offset >= 0n && offset < size && BigInt(length) <= size - offset) return at + Number(offset);
+  #unmap(region: MappedRegion): void {
+    for (const pin of this.#pins) {
+      if (pin.region !== region) continue;
+      this.#arena.unmap(pin.range);
+      this.#pins.delete(pin);
+    }
+    const { inside, outside, offset, end, pageSize } = region;
+    if (inside) this.#arena.unmap(inside.range);
+    if (!outside) return;
+    unmapAnywhere(outside.address, end - (offset - (offset % BigInt(pageSize))));
+    closeFd(outside.fd);
+  }
+
+  /**
+   * Arena offset of `length` bytes at a user address, or undefined when they aren't in one region as a whole. Of a
+   * large region they are mapped for `user`, a ring's part by name, until it asks for others or the table changes;
+   * only while that ring doesn't run. Throws ArenaFullError where there is no room.
+   */
+  fromUser(address: bigint, length: number, user: string): number | undefined {
+    this.#unpin(user);
+    for (const region of this.#regions) {
+      const offset = address - region.userAddress;
+      if (offset < 0n || offset >= region.size || BigInt(length) > region.size - offset) continue;
+      if (region.inside) return region.inside.at + Number(offset);
+      return this.#pin(region, region.offset + offset, length, user);
     }
     return undefined;
+  }
+
+  #pin(region: MappedRegion, place: bigint, length: number, user: string): number {
+    const last = place + BigInt(length);
+    for (const pin of this.#pins) {
+      if (pin.region !== region || place < pin.from || last > pin.to) continue;
+      pin.users.add(user);
+      return pin.range.start + Number(place - pin.from);
+    }
+    // Rings lie close to each other: whole chunks, so that one mapping serves them all.
+    const step = BigInt(Math.max(region.pageSize, this.#structures.constant('CHUNK')));
+    const from = place - (place % step);
+    const to = min(roundUp(last, step), region.end);
+    const range = this.#arena.map(region.outside!.fd, from, Number(to - from), region.pageSize);
+    this.#pins.add({ region, from, to, range, users: new Set([user]) });
+    return range.start + Number(place - from);
+  }
+
+  #unpin(user: string): void {
+    for (const pin of this.#pins) {
+      if (!pin.users.delete(user) || pin.users.size > 0) continue;
+      this.#arena.unmap(pin.range);
+      this.#pins.delete(pin);
+    }
   }
 
   /** Unmaps everything and gives the table's own room back. */
@@ -137,4 +293,8 @@ export class MemoryTable {
 
 function roundUp(value: bigint, step: bigint): bigint {
   return ((value + step - 1n) / step) * step;
+}
+
+function min(a: bigint, b: bigint): bigint {
+  return a < b ? a : b;
 }

@@ -16,6 +16,7 @@ import type { LogSetup, MemoryRegion, VhostUserDevice, VringChange, VringSetup }
 import { DirtyLog } from './dirty-log.ts';
 import { nextFlowTable } from './flow-table.ts';
 import { MemoryTable } from './memory-table.ts';
+import { Windows } from './windows.ts';
 
 /** Vring.state */
 const STOPPED = 0;
@@ -44,6 +45,8 @@ const FLAGS = [
 
 /** Vring.flags of a ring whose frames may have work left to be done. */
 const OFFLOADS = 32;
+/** Vring.flags: not all of the guest's memory lies in the arena. */
+const LARGE = 0x1_0000;
 
 /** The parts of a ring by Vring field: where the front-end names them, their bytes and alignment. */
 const SPLIT_PARTS = [
@@ -71,6 +74,7 @@ const RING_ERRORS: Record<number, string> = {
   10: 'descriptor % has both INDIRECT and NEXT',
   11: 'descriptor % is indirect, which was not negotiated',
   12: 'a receive buffer of % bytes has no room for the header',
+  17: 'a receive buffer is scattered over more than % pieces of memory that no window leads to',
 };
 
 export const DROP_REASONS = [
@@ -100,6 +104,7 @@ interface Queue {
   worker: number | null;
   /** The sentence for Vring.error, once it was reported. */
   error: string | null;
+  windows: Windows | null;
 }
 
 export class NetDevice implements VhostUserDevice {
@@ -110,6 +115,7 @@ export class NetDevice implements VhostUserDevice {
   /** Even ones go to the guest, odd ones come from it (virtio 1.3, 5.1.2): the first pair, and what was started. */
   readonly queues: Queue[] = [];
   readonly #arena: Arena;
+  readonly #structures: Structures;
   readonly #workers: Workers;
   readonly #events: NetDeviceEvents;
   readonly #slot: number;
@@ -163,7 +169,8 @@ export class NetDevice implements VhostUserDevice {
         const vring = this.#structures.vring(at);
         vring.set('port', this.#slot);
         vring.set('callFd', -1);
-        this.queues.push({ index: this.queues.length, vring, setup: null, worker: null, error: null });
+        vring.set('writes', this.queues.length % 2 === 0 ? 1 : 0);
+        this.queues.push({ index: this.queues.length, vring, setup: null, worker: null, error: null, windows: null });
       }
     }
     return this.queues[index]!;
@@ -185,7 +192,7 @@ export class NetDevice implements VhostUserDevice {
 
   async setLog(setup: LogSetup): Promise<void> {
     const log = new DirtyLog(this.#arena, this.#structures, setup);
-    log.setRegions(this.memory.regions);
+    log.setRegions(this.memory.places);
     const old = this.#log;
     this.#log = log;
     this.#useLog();
@@ -235,17 +242,27 @@ export class NetDevice implements VhostUserDevice {
   }
 
   /** Runs a change of the memory table while no worker reads it; rings that ran go on where they were. */
-  async #changeMemory(change: () => void): Promise<void> {
-    const running = this.queues.filter((q) => q.vring.get('state') === RUNNING);
-    for (const q of running) q.vring.set('state', STOPPED);
+  #changeMemory(change: () => void): Promise<void> {
+    return this.#paused((running) => {
+      for (const q of this.queues) this.#forgetTranslation(q);
+      change();
+      for (const q of running) {
+        this.#place(q, q.setup!);
+        q.vring.set('flags', this.#flags(q));
+      }
+      this.#log?.setRegions(this.memory.places);
+    });
+  }
+
+  /** Runs something while no worker looks at a ring; those that ran, which it is given, go on after it. */
+  async #paused(change: (running: readonly Queue[]) => void): Promise<void> {
+    const stopped = this.queues.filter((q) => q.vring.get('state') === RUNNING);
+    for (const q of stopped) q.vring.set('state', STOPPED);
     await this.#workers.quiesce();
-    for (const q of this.queues) this.#forgetTranslation(q.vring);
-    change();
-    this.#log?.setRegions(this.memory.regions);
+    // One may have broken in its last round.
+    const running = stopped.filter((q) => q.vring.get('state') === STOPPED);
+    change(running);
     for (const q of running) {
-      // It may have broken in its last round.
-      if (q.vring.get('state') !== STOPPED) continue;
-      this.#place(q.vring, q.setup!);
       q.vring.set('state', RUNNING);
       this.#wake(q);
     }
@@ -255,26 +272,26 @@ export class NetDevice implements VhostUserDevice {
     let q: Queue;
     try {
       q = this.#queue(index);
-      this.#forgetTranslation(q.vring);
+      this.#forgetTranslation(q);
       this.#checkBase(setup);
-      this.#place(q.vring, setup);
+      this.#place(q, setup);
       // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it.
       if (index % 2 === 1) q.worker = this.#workers.place(this.#slot + (index >>> 1));
     } catch (error) {
+      this.#forgetTranslation(this.#queue(index));
       closeDescriptors(setup);
       throw error;
     }
     const { vring } = q;
     q.setup = setup;
     q.error = null;
-    let flags = 0;
-    for (const [flag, feature] of FLAGS) if (this.#acknowledged & feature) flags |= flag;
+    // The log has to know where the ring lies before anything is written to it.
+    if (this.#log && this.memory.large) await this.#paused(() => this.#log?.setRegions(this.memory.places));
     const modern = this.#acknowledged & (VIRTIO.VIRTIO_F_VERSION_1 | VIRTIO.VIRTIO_NET_F_MRG_RXBUF);
     vring.set('size', setup.size);
     // Even rings go to the guest, odd ones come from it (virtio 1.3, 5.1.2).
     const offloads = index % 2 === 0 ? takes(this.#acknowledged) : maySend(this.#acknowledged);
-    if (index % 2 === 1 && offloads !== 0) flags |= OFFLOADS;
-    vring.set('flags', flags);
+    vring.set('flags', this.#flags(q));
     vring.set('offloads', offloads);
     // Without VERSION_1 the header has no num_buffers unless buffers can be merged (5.1.6, legacy).
     vring.set('headerLength', modern ? 12 : 10);
@@ -359,7 +376,7 @@ export class NetDevice implements VhostUserDevice {
   /** Says nothing of the rings: whoever resets knows why. */
   async reset(): Promise<void> {
     await this.#stop([...this.queues]);
-    for (const q of this.queues) this.#forgetTranslation(q.vring);
+    this.memory.clear();
     this.#acknowledged = 0n;
     this.#useLog();
     this.setLogFd(-1);
@@ -386,17 +403,29 @@ export class NetDevice implements VhostUserDevice {
       q.vring.set('state', STOPPED);
       q.vring.set('error', 0);
       q.vring.set('callFd', -1);
+      this.#forgetTranslation(q);
       if (q.setup) closeDescriptors(q.setup);
       q.setup = null;
       q.error = null;
     }
   }
 
-  /** Finds the ring's parts in the arena. Throws an Error that names the part and what is wrong with it. */
-  #place(vring: VringStruct, setup: VringSetup): void {
+  #flags({ index }: Queue): number {
+    let flags = this.memory.large ? LARGE : 0;
+    if (index % 2 === 1 && maySend(this.#acknowledged) !== 0) flags |= OFFLOADS;
+    for (const [flag, feature] of FLAGS) if (this.#acknowledged & feature) flags |= flag;
+    return flags;
+  }
+
+  /**
+   * Finds the ring's parts in the arena, and windows for its buffers where it takes some. Throws an Error that
+   * names the part and what is wrong with it.
+   */
+  #place(q: Queue, setup: VringSetup): void {
+    const { vring } = q;
     for (const [field, user, length, align, name] of this.packed ? PACKED_PARTS : SPLIT_PARTS) {
       const address = setup[user];
-      const at = this.memory.fromUser(address, length(setup.size));
+      const at = this.memory.fromUser(address, length(setup.size), `${q.index} ${field}`);
       const where = `${name} at user address 0x${address.toString(16)}, ${length(setup.size)} bytes`;
       if (at === undefined) throw new Error(`${where}: not inside one region of the memory table`);
       if (address % BigInt(align) !== 0n || at % align !== 0) {
@@ -404,6 +433,7 @@ export class NetDevice implements VhostUserDevice {
       }
       vring.set(field, at);
     }
+    if (this.memory.windowed) q.windows = Windows.open(this.#arena, this.#structures, vring);
   }
 
   /** Of a packed ring the base holds places in the ring. */
@@ -420,8 +450,10 @@ export class NetDevice implements VhostUserDevice {
     return this.#arena.u8[at]! | (this.#arena.u8[at + 1]! << 8);
   }
 
-  #forgetTranslation(vring: VringStruct): void {
-    vring.set64('cacheSize', 0n);
+  #forgetTranslation(q: Queue): void {
+    q.vring.set64('cacheSize', 0n);
+    q.windows?.close(q.vring);
+    q.windows = null;
   }
 
   #wake(q: Queue): void {
