@@ -252,11 +252,12 @@ export class VhostUserPort implements Port {
         acknowledged: vhostProtocolFeatureNames(this.#session?.protocolFeatures ?? 0n),
       },
       queues: this.#device.queues.map((_, index) => this.#queue(index)),
-      memory: this.#device.memory.regions.map(({ guestAddress, size, pageSize, sealed }) => ({
+      memory: this.#device.memory.regions.map(({ guestAddress, size, pageSize, sealed, reached }) => ({
         guestAddress: `0x${guestAddress.toString(16)}`,
         size: Number(size),
         pageSize,
         sealed,
+        reached,
       })),
       drops,
       addresses: { learned: this.#struct.get('addresses'), limit: this.#struct.get('addressLimit') },

@@ -101,6 +101,8 @@ export interface MemoryRegionStatus {
   pageSize: number;
   /** False: the front-end could truncate the file under us. */
   sealed: boolean;
+  /** Mapped as a whole; or, of a guest too large for that, through windows of 2 MiB; or by copies of its bytes. */
+  reached: 'mapped' | 'windows' | 'copies';
 }
 
 export interface PortDetail extends PortStatus {

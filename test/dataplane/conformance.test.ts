@@ -142,6 +142,51 @@ for (const { name, format, size } of RINGS) {
   });
 }
 
+describe('memory that does not lie in the arena', () => {
+  for (const reach of ['windows', 'copies'] as const) {
+    for (const { name, format, size } of RINGS.filter((ring) => ring.size > 1 && ring.size < 32768)) {
+      for (const set of [0, INDIRECT, MERGEABLE | INDIRECT | IN_ORDER, EVENT_IDX | MERGEABLE]) {
+        const flags = set | format;
+        test(`${reach}, ${name} rings of ${size}, ${words(flags)}`, () => {
+          for (const [headerAlone, segment] of LAYOUTS) {
+            // More chunks than there are windows, where the ring is long enough.
+            const bufferLength = flags & MERGEABLE ? 30_000 : 65600;
+            const options = {
+              size, flags, headerLength: 12, headerAlone, bufferLength, segmentLength: segment ?? bufferLength, reach,
+            } as const; // biome-ignore format: a record
+            const [a, b] = pair(options);
+            for (const length of LENGTHS) exchange(a, b, options, length);
+            assertClean(a);
+            assertClean(b);
+            plane.clear();
+          }
+        });
+      }
+    }
+  }
+
+  test('a guest in windows and one in copies, both ways, with one that is mapped', () => {
+    const reaches = ['windows', 'copies', 'mapped'] as const;
+    for (const from of reaches) {
+      for (const to of reaches) {
+        const options = {
+          size: 64,
+          flags: INDIRECT | MERGEABLE,
+          headerLength: 12,
+          bufferLength: 65536,
+        } as const;
+        const a = new Driver(plane, { ...options, segmentLength: 1000, reach: from });
+        const b = new Driver(plane, { ...options, reach: to });
+        plane.functions.learn(macKey(B), b.port.slot);
+        for (const length of LENGTHS) exchange(a, b, options, length);
+        assertClean(a);
+        assertClean(b);
+        plane.clear();
+      }
+    }
+  });
+});
+
 describe('indices and wrap counters', () => {
   for (const { name, format, size } of RINGS) {
     for (const set of [0, EVENT_IDX, IN_ORDER, MERGEABLE | INDIRECT, 15]) {

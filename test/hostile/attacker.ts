@@ -10,6 +10,7 @@ import { GUEST, USER } from '../support/raw-guest.ts';
 export const R = m.requests;
 export const NOTHING = new Uint8Array(0);
 export const GIB = 1n << 30n;
+export const TIB = 1n << 40n;
 const SPLIT = features.VHOST_USER_F_PROTOCOL_FEATURES | features.VIRTIO_F_VERSION_1;
 const PACKED = SPLIT | features.VIRTIO_F_RING_PACKED;
 

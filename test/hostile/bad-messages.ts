@@ -5,7 +5,7 @@ import * as m from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { Random } from '../support/random.ts';
 import { GUEST, USER } from '../support/raw-guest.ts';
-import { type Attacker, address, GIB, NOTHING, R, RING, state, table } from './attacker.ts';
+import { type Attacker, address, NOTHING, R, RING, state, TIB, table } from './attacker.ts';
 
 export interface Attack {
   /** With the CVE that the same input once was in another back-end. */
@@ -196,8 +196,8 @@ export const MEMORY: Attack[] = [
   memory('a device', /region 0: a device can't be mapped/, [{}], (a) => a.own(openSync('/dev/null', 'r'))),
   memory('a directory', /region 0: a directory can't be mapped/, [{}], (a) => a.own(openSync('/', 'r'))),
   memory('a file open for reading alone', /region at guest address 0x40000000: mmap.*EACCES/, [{}], (a) => a.own(openSync(`/proc/self/fd/${a.ram}`, 'r'))),
-  memory('a region that no switch has room for', /region at guest address 0x40000000: .* fit/, [{ size: 64n * GIB }], (a) => [a.sparse(64n * GIB)]),
-  memory('regions that have room one by one, and not together', / fit/, [{ size: 2n * GIB }, { size: 2n * GIB, guestAddress: GUEST + 2n * GIB, userAddress: USER + 2n * GIB }], (a) => { const fd = a.sparse(2n * GIB); return [fd, fd]; }),
+  memory('a region that no process has room for', /region at guest address 0x40000000: .* fit/, [{ size: 128n * TIB }], (a) => [a.sparse(128n * TIB)]),
+  memory('regions that have room one by one, and not together', / fit/, [{ size: 64n * TIB }, { size: 64n * TIB, guestAddress: GUEST + 64n * TIB, userAddress: USER + 64n * TIB }], (a) => { const fd = a.sparse(64n * TIB); return [fd, fd]; }),
 ]; // biome-ignore format: a table
 
 /** Messages that a network device has no use for, each with a payload of its right size. */

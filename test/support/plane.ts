@@ -38,6 +38,8 @@ export const ECN = 8;
 export const UFO = 16;
 export const USO4 = 32;
 export const USO6 = 64;
+/** Set by the port where its memory isn't all mapped. */
+const LARGE = 0x1_0000;
 
 /** Descriptor flags (virtio 1.3, 2.7.5). */
 export const NEXT = 1;
@@ -78,15 +80,16 @@ export class GuestMemory {
   readonly regions: readonly (RegionSpec & { at: number })[];
   readonly range: Range;
   readonly view: DataView;
+  /** The file that it lies in. */
+  readonly fd: number;
 
   /** Regions get their places in the order given, which should not be that of their addresses. */
   constructor(arena: Arena, regions: readonly RegionSpec[]) {
     this.arena = arena;
     const size = regions.reduce((sum, r) => sum + Math.ceil(r.size / GAP) * GAP + GAP, GAP);
     const length = Math.ceil(size / MEGABYTES_2) * MEGABYTES_2;
-    const fd = memfd('guest', length);
-    this.range = arena.map(fd, 0n, length);
-    closeFd(fd);
+    this.fd = memfd('guest', length);
+    this.range = arena.map(this.fd, 0n, length);
     let at = this.range.start;
     this.regions = regions.map((r) => {
       arena.u8.fill(GUARD, at, at + GAP);
@@ -97,6 +100,11 @@ export class GuestMemory {
     });
     arena.u8.fill(GUARD, at, at + GAP);
     this.view = new DataView(arena.memory.buffer);
+  }
+
+  close(): void {
+    this.arena.unmap(this.range);
+    closeFd(this.fd);
   }
 
   /** Offset in the arena of a guest address; undefined in no region. */
@@ -295,7 +303,14 @@ export interface PortOptions {
   /** What the guest may leave undone in what it sends, and takes undone. */
   may?: number;
   accepts?: number;
+  /**
+   * How the data plane reaches the regions: as they are mapped (default), through eight windows for each ring, by
+   * copies alone. The test's own mapping is one that the data plane then doesn't know.
+   */
+  reach?: Reach;
 }
+
+export type Reach = 'mapped' | 'windows' | 'copies';
 
 /** A port of the data plane with its two rings. */
 export class PlanePort {
@@ -307,10 +322,12 @@ export class PlanePort {
   readonly tx: { ring: GuestRing; vring: VringStruct };
   /** First address in the first region behind the rings. */
   readonly free: bigint;
+  readonly #windows: Range[] = [];
 
   constructor(plane: Plane, slot: number, options: PortOptions) {
     const { arena, structures } = plane;
     const size = options.size ?? 8;
+    const reach = options.reach ?? 'mapped';
     this.slot = slot;
     const regions = options.regions ?? [{ base: 0x1_0000_0000n, size: 256 << 10 }];
     this.memory = new GuestMemory(arena, regions);
@@ -323,7 +340,12 @@ export class PlanePort {
       const entry = structures.region(table, i);
       entry.set64('base', region.base);
       entry.set64('size', BigInt(region.size));
-      entry.set('arena', region.at);
+      entry.set('arena', reach === 'mapped' ? region.at : 0);
+      entry.set('fd', this.memory.fd);
+      entry.set64('offset', BigInt(region.at - this.memory.range.start));
+      entry.set64('end', BigInt(this.memory.range.length));
+      entry.set64('outside', arena.base + BigInt(region.at));
+      entry.set('id', reach === 'windows' ? i + 1 : 0);
     }
     const parts = [0, 1].map((index) => {
       const at = regions[0]!.base + BigInt(index * roundUp(GuestRing.length(size), 64));
@@ -333,8 +355,10 @@ export class PlanePort {
       ring.availIdx = base;
       ring.usedIdx = base;
       vring.set('size', size);
-      vring.set('flags', options.flags ?? 0);
       vring.set('offloads', (index === 0 ? options.accepts : options.may) ?? 0);
+      vring.set('flags', (options.flags ?? 0) | (reach === 'mapped' ? 0 : LARGE));
+      vring.set('writes', index === 0 ? 1 : 0);
+      if (reach === 'windows') this.#windows.push(openWindows(plane, vring));
       vring.set('headerLength', options.headerLength ?? 12);
       vring.set('desc', this.memory.at(ring.desc));
       vring.set('avail', this.memory.at(ring.avail));
@@ -360,6 +384,12 @@ export class PlanePort {
     this.struct.set('pairs', 1);
   }
 
+  /** Gives its memory back. */
+  close(): void {
+    this.memory.close();
+    for (const range of this.#windows) this.memory.arena.unmap(range);
+  }
+
   /** Puts a ring back where it was at the start, whatever happened to it. */
   restart(which: 'rx' | 'tx', base = 0): void {
     const { ring, vring } = this[which];
@@ -373,6 +403,17 @@ export class PlanePort {
     vring.set64('cacheSize', 0n);
     vring.set('state', RUNNING);
   }
+}
+
+/** One set of windows for a ring; returns their room. */
+function openWindows({ arena, structures, table }: Plane, vring: VringStruct): Range {
+  const [chunk, ways] = [structures.constant('CHUNK'), structures.constant('WAYS')];
+  const range = arena.reserve(ways * chunk);
+  const list = table(ways * structures.constant('WINDOW_STRIDE'));
+  for (let i = 0; i < ways; i++) structures.window(list, i).set('arena', range.start + i * chunk);
+  vring.set('windows', list);
+  vring.set('windowMask', 0);
+  return range;
 }
 
 export interface Round {
@@ -445,11 +486,11 @@ export class Plane {
   }
 
   /** Zeroed room in the arena, until clear(). */
-  table(length: number): number {
+  readonly table = (length: number): number => {
     const range = this.arena.takeTable(length);
     this.#tables.push(range);
     return range.start;
-  }
+  };
 
   /** A round of the worker, or several; it ends early as poll() does. */
   poll(rounds = 1): Round {
@@ -486,7 +527,7 @@ export class Plane {
     for (const port of this.ports.splice(0)) {
       port.struct.set('pairs', 0);
       port.struct.set('used', 0);
-      this.arena.unmap(port.memory.range);
+      port.close();
     }
     for (const range of this.#tables.splice(0)) this.arena.freeTable(range);
   }

@@ -22,6 +22,8 @@ export interface RawGuestOptions {
   size?: number;
   megabytes?: number;
   features?: bigint;
+  /** Bytes from one buffer to the next; default 2048. */
+  stride?: number;
 }
 
 export class RawGuest {
@@ -36,6 +38,7 @@ export class RawGuest {
   /** Where the parts of each ring lie in its memory. */
   protected readonly rings: readonly { desc: number; avail: number; used: number }[];
   readonly #buffers: number;
+  readonly #stride: number;
   #closed = false;
   /** Entries offered and entries seen, by ring. */
   readonly offered = [0, 0];
@@ -44,6 +47,7 @@ export class RawGuest {
   constructor(path: string, poller: Poller, options: RawGuestOptions = {}) {
     this.size = options.size ?? 64;
     this.bytes = (options.megabytes ?? 1) * 2 ** 20;
+    this.#stride = options.stride ?? 2048;
     this.#features = options.features ?? DEFAULT_FEATURES;
     this.fd = memfd('raw-guest', this.bytes);
     const parts = this.parts();
@@ -101,9 +105,9 @@ export class RawGuest {
     };
   }
 
-  /** Guest address of buffer `i`, 2048 bytes each. */
+  /** Guest address of buffer `i`: 2048 bytes, or as many as lie between two. */
   buffer(i: number): bigint {
-    return GUEST + BigInt(this.#buffers + i * 2048);
+    return GUEST + BigInt(this.#buffers + i * this.#stride);
   }
 
   write(address: bigint, bytes: Uint8Array): void {
