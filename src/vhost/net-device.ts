@@ -120,7 +120,6 @@ export class NetDevice implements VhostUserDevice {
   readonly #events: NetDeviceEvents;
   readonly #slot: number;
   readonly #port: PortStruct;
-  readonly #structures: Structures;
   /** Rings by flow, for the workers, and its entries. */
   readonly #flows: Range;
   readonly #flowCount: number;
@@ -170,7 +169,14 @@ export class NetDevice implements VhostUserDevice {
         vring.set('port', this.#slot);
         vring.set('callFd', -1);
         vring.set('writes', this.queues.length % 2 === 0 ? 1 : 0);
-        this.queues.push({ index: this.queues.length, vring, setup: null, worker: null, error: null, windows: null });
+        this.queues.push({
+          index: this.queues.length,
+          vring,
+          setup: null,
+          worker: null,
+          error: null,
+          windows: null,
+        });
       }
     }
     return this.queues[index]!;
