@@ -41,6 +41,8 @@ const WORKER = [
   'queueCount',
   'callCount',
   'brokenCount',
+  'announcePort',
+  'announceMac',
   'idleRounds',
   'busyRounds',
 ] as const;

@@ -45,6 +45,11 @@ export function snapshots(vring: Vring, count: u32): void {
 /** What the frames of the burst have left undone, all together; Packet.offload has it of each, unless it is 0. */
 export let undone: u32 = 0;
 
+/** For a burst that came from no ring. */
+export function nothingUndone(): void {
+  undone = 0;
+}
+
 function inspectAll(vring: Vring, count: u32): u32 {
   const may = vring.offloads;
   let all: u32 = 0;

@@ -56,6 +56,8 @@ export const Worker_brokenCount: usize = offsetof<L.Worker>('brokenCount');
 export const Worker_round: usize = offsetof<L.Worker>('round');
 export const Worker_cursor: usize = offsetof<L.Worker>('cursor');
 export const Worker_burst: usize = offsetof<L.Worker>('burst');
+export const Worker_announcePort: usize = offsetof<L.Worker>('announcePort');
+export const Worker_announceMac: usize = offsetof<L.Worker>('announceMac');
 export const Worker_idleRounds: usize = offsetof<L.Worker>('idleRounds');
 export const Worker_busyRounds: usize = offsetof<L.Worker>('busyRounds');
 

@@ -76,6 +76,9 @@ export class Worker {
   burst: u32;
   /** Bytes of virtio-net header before the frames of the burst. */
   skip: u32;
+  /** A guest to announce (announce.ts): its port, counted from 1, and its address; 0: none. */
+  announcePort: u32;
+  announceMac: u64;
   /** Rounds in which nothing came, rounds with packets. */
   idleRounds: u64;
   busyRounds: u64;

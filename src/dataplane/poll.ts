@@ -5,8 +5,9 @@
  * The control plane changes a table, raises the generation and waits until no worker is older; then nothing can
  * hold what the table said before.
  */
+import { announce } from './announce';
 import { bridge } from './bridge';
-import { BURST, drop, DROP_DISABLED, header, MAX_PORTS, RUNNING, SLEEPING, Vring } from './layout';
+import { BURST, drop, DROP_DISABLED, header, MAX_PORTS, RUNNING, SLEEPING, Vring, Worker } from './layout';
 import { MAX_CALLS, queueSlot, useWorker, worker } from './scratch';
 import { arm, complete, disarm, receive } from './device';
 
@@ -42,6 +43,7 @@ function round(): u32 {
   const self = worker();
   const count = self.queueCount;
   self.round = (self.round & 0xff00_0000) | ((self.round + 1) & 0x00ff_ffff);
+  if (atomic.load<u32>(changetype<usize>(self) + offsetof<Worker>('announcePort')) != 0) announce();
   let packets: u32 = 0;
   let at = self.cursor < count ? self.cursor : 0;
   for (let i: u32 = 0; i < count; i++) {

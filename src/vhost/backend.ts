@@ -58,6 +58,7 @@ const {
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_RARP,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
 } = vhostProtocolFeatures;
 
@@ -219,6 +220,7 @@ export class BackendSession {
       handlers.set(requests.SET_VRING_ENABLE, (m) => this.#setEnable(m));
       if (offered & VHOST_USER_PROTOCOL_F_LOG_SHMFD)
         handlers.set(requests.SET_LOG_BASE, (m) => this.#setLogBase(m));
+      if (offered & VHOST_USER_PROTOCOL_F_RARP) handlers.set(requests.SEND_RARP, (m) => this.#sendRarp(m));
       if (offered & VHOST_USER_PROTOCOL_F_MQ)
         handlers.set(requests.GET_QUEUE_NUM, () => encodeU64(BigInt(this.#device.queuePairs)));
       if (offered & VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS) {
@@ -376,6 +378,19 @@ export class BackendSession {
     if (!isEventFd(fd)) throw new ProtocolError('the descriptor is not an eventfd');
     setNonBlocking(fd);
     this.#device.setLogFd(message.fds.pop()!);
+    return undefined;
+  }
+
+  /** The address lies in the first six bytes of the u64; nothing is said of the others. */
+  async #sendRarp(message: Message): Promise<undefined> {
+    const mac = decodeU64(message.payload) & 0xffff_ffff_ffffn;
+    if (mac === 0n || mac & 1n) {
+      const bytes = Buffer.from(message.payload.subarray(0, 6))
+        .toString('hex')
+        .replace(/..(?=.)/g, '$&:');
+      throw new ProtocolError(`${bytes} is no address of a guest`);
+    }
+    await this.#device.announce(mac);
     return undefined;
   }
 

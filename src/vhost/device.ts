@@ -70,6 +70,11 @@ export interface VhostUserDevice {
    * VHOST_F_LOG_ALL changes; when the promise resolves every write to guest memory is logged, or none is.
    */
   setFeatures(features: bigint): void | Promise<void>;
+  /**
+   * Tells the network that the guest is here now. `mac`: its address as it stands in a frame, the first byte
+   * lowest; a unicast one.
+   */
+  announce(mac: bigint): Promise<void>;
   /** Where to log writes to, in place of the log before. Rejects with an Error that names the reason. */
   setLog(log: LogSetup): Promise<void>;
   /** An eventfd that is signalled now and then while there is something new in the log; -1: none. */

@@ -14,10 +14,11 @@
 import type { Poller } from '../sys/index.ts';
 import { vhostProtocolFeatures, features as virtio } from '../virtio/features.ts';
 import { Connection } from './connection.ts';
-import type { MemoryRegion } from './device.ts';
+import type { LogSetup, MemoryRegion } from './device.ts';
 import {
   decodeU64,
   decodeVringState,
+  encodeLog,
   encodeMemoryTable,
   encodeRegion,
   encodeU64,
@@ -33,6 +34,7 @@ import {
   requestName,
   requests,
   VERSION,
+  VRING_LOG,
 } from './messages.ts';
 
 const { VHOST_USER_F_PROTOCOL_FEATURES } = virtio;
@@ -76,6 +78,8 @@ export interface VringLayout {
   descUser: bigint;
   usedUser: bigint;
   availUser: bigint;
+  /** Guest address under which the back-end logs its writes to the used ring. */
+  logUsed?: bigint;
 }
 
 interface Waiting {
@@ -176,11 +180,34 @@ export class FrontendSession {
   }
 
   /** Describes a stopped ring. */
-  async setVring(index: number, { size, base, descUser, usedUser, availUser }: VringLayout): Promise<void> {
+  async setVring(index: number, { size, base, ...ring }: VringLayout): Promise<void> {
     await this.#do(requests.SET_VRING_NUM, encodeVringState({ index, num: size }));
     await this.#do(requests.SET_VRING_BASE, encodeVringState({ index, num: base }));
-    const address = { index, flags: 0, descUser, usedUser, availUser, logGuest: 0n };
+    await this.setVringAddress(index, ring);
+  }
+
+  /** Where a ring lies; of a running ring only whether it is logged may change. */
+  async setVringAddress(index: number, ring: Omit<VringLayout, 'size' | 'base'>): Promise<void> {
+    const { descUser, usedUser, availUser, logUsed } = ring;
+    const flags = logUsed === undefined ? 0 : VRING_LOG;
+    const address = { index, flags, descUser, usedUser, availUser, logGuest: logUsed ?? 0n };
     await this.#do(requests.SET_VRING_ADDR, encodeVringAddress(address));
+  }
+
+  /** Acknowledges other features than before; while a ring runs only VHOST_F_LOG_ALL may differ. */
+  async setFeatures(features: bigint): Promise<void> {
+    await this.#do(requests.SET_FEATURES, encodeU64(features));
+  }
+
+  /** Shares the bitmap that the back-end logs its writes in; needs LOG_SHMFD. The descriptor stays the caller's. */
+  async setLog({ fd, size, offset }: LogSetup): Promise<void> {
+    const status = decodeU64(await this.#ask(requests.SET_LOG_BASE, encodeLog({ size, offset }), [fd]));
+    if (status !== 0n) throw new Error(`SET_LOG_BASE: the back-end refused it (status ${status})`);
+  }
+
+  /** Lets the back-end announce the guest; `mac` has the address's first byte lowest. Needs RARP. */
+  async announce(mac: bigint): Promise<void> {
+    await this.#do(requests.SEND_RARP, encodeU64(mac));
   }
 
   /** Starts a ring. The eventfds stay the caller's; -1: none, that side polls. */

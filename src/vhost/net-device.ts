@@ -196,6 +196,10 @@ export class NetDevice implements VhostUserDevice {
     if (this.#useLog()) await this.#workers.quiesce();
   }
 
+  announce(mac: bigint): Promise<void> {
+    return this.#workers.announce(this.#slot, mac);
+  }
+
   async setLog(setup: LogSetup): Promise<void> {
     const log = new DirtyLog(this.#arena, this.#structures, setup);
     log.setRegions(this.memory.places);

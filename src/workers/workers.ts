@@ -44,6 +44,8 @@ export class Workers {
   readonly #options: WorkersOptions;
   readonly #threads: Thread[] = [];
   #closing = false;
+  /** One announcement at a time. */
+  #announced: Promise<void> = Promise.resolve();
 
   constructor(arena: Arena, structures: Structures, options: WorkersOptions) {
     this.#arena = arena;
@@ -176,6 +178,22 @@ export class Workers {
   #passed(t: Thread, generation: number): boolean {
     const seen = t.shared.get('seen');
     return seen === SLEEPING || ((seen - generation) | 0) >= 0;
+  }
+
+  /**
+   * Lets a worker announce a guest: `mac` as it stands in a frame, loaded little-endian, behind the port in `slot`.
+   * Resolves when the frame is out, and the address learned.
+   */
+  announce(slot: number, mac: bigint): Promise<void> {
+    this.#announced = this.#announced.then(async () => {
+      const { shared, wakeFd } = this.#threads[0]!;
+      if (this.#closing) return;
+      shared.set64('announceMac', mac);
+      shared.set('announcePort', slot + 1);
+      signal(wakeFd);
+      while (shared.get('announcePort') !== 0 && !this.#closing) await turn();
+    });
+    return this.#announced;
   }
 
   /** CPU share of each worker since the last call, in percent of one core. */

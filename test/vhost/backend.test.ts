@@ -617,6 +617,14 @@ for (const [name, size, offset, which, error] of [
 bad('a log without a descriptor', 'SET_LOG_BASE: 16 bytes and 0 descriptors, 16 and 1 expected', (end) =>
   end.message(R.SET_LOG_BASE, m.encodeLog({ size: 1n, offset: 0n })),
 );
+for (const [name, mac, words] of [
+  ['nobody', 0n, '00:00:00:00:00:00'],
+  ['a group', 0x0100_005e_0001n, '01:00:5e:00:00:01'],
+  ['everybody', (1n << 64n) - 1n, 'ff:ff:ff:ff:ff:ff'],
+] as const)
+  bad(`${name} announced`, `SEND_RARP: ${words} is no address of a guest`, (end) =>
+    end.message(R.SEND_RARP, m.encodeU64(mac)),
+  );
 bad('a log fd that is a file', 'SET_LOG_FD: the descriptor is not an eventfd', (end) =>
   end.message(R.SET_LOG_FD, undefined, { fds: [g.ram] }),
 );

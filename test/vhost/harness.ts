@@ -22,6 +22,7 @@ export const OFFERED_PROTOCOL =
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_RARP |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_LOG_SHMFD;
 
 /** A device without a data plane: it keeps descriptors as a real one would and records what it was told. */
@@ -39,6 +40,10 @@ export class RecordingDevice implements VhostUserDevice {
 
   setFeatures(bits: bigint): void {
     this.calls.push(`setFeatures ${bits.toString(16)}`);
+  }
+
+  async announce(mac: bigint): Promise<void> {
+    await this.#called('announce', mac.toString(16), () => []);
   }
 
   async setLog(log: LogSetup): Promise<void> {
