@@ -3,7 +3,7 @@ import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { openFds, Poller, socketPair } from '../../src/sys/index.ts';
 import { BackendSession } from '../../src/vhost/backend.ts';
-import { FrontendSession } from '../../src/vhost/frontend.ts';
+import { FRONTEND_PROTOCOL_FEATURES, FrontendSession } from '../../src/vhost/frontend.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { guest, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice } from './harness.ts';
@@ -12,9 +12,7 @@ const R = m.requests;
 const REPLY = m.FLAG_REPLY;
 const WANTED = features.VIRTIO_F_VERSION_1 | features.VIRTIO_NET_F_MRG_RXBUF | features.VIRTIO_F_RING_PACKED;
 /** Of what the back-end offers, what this front-end asks for. */
-const KNOWN_PROTOCOL =
-  OFFERED_PROTOCOL &
-  (vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ | vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK);
+const KNOWN_PROTOCOL = OFFERED_PROTOCOL & FRONTEND_PROTOCOL_FEATURES;
 const AGREED = (WANTED & OFFERED) | features.VHOST_USER_F_PROTOCOL_FEATURES;
 
 let poller: Poller;
