@@ -69,6 +69,7 @@ const VIRTIO: readonly VirtioLine[] = [
 const PROTOCOL: readonly { word: string; name: VhostProtocolFeatureName; offer: Offer }[] = [
   { word: 'protocol-mq', name: 'VHOST_USER_PROTOCOL_F_MQ', offer: 'default' },
   { word: 'reply-ack', name: 'VHOST_USER_PROTOCOL_F_REPLY_ACK', offer: 'default' },
+  { word: 'backend-req', name: 'VHOST_USER_PROTOCOL_F_BACKEND_REQ', offer: 'default' },
   { word: 'mem-slots', name: 'VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS', offer: 'default' },
   { word: 'rarp', name: 'VHOST_USER_PROTOCOL_F_RARP', offer: 'default' },
   { word: 'log-shmfd', name: 'VHOST_USER_PROTOCOL_F_LOG_SHMFD', offer: 'default' },

@@ -18,13 +18,14 @@
  * virtio-user doesn't send it again after a reconnect), SET_VRING_ENABLE may come before SET_FEATURES (QEMU), and
  * what is set again to the value that it has, on a running ring, is no error (QEMU with several queue pairs).
  */
-import { closeFd, duplicateFd, isEventFd, type Poller, setNonBlocking } from '../sys/index.ts';
+import { closeFd, duplicateFd, fileInfo, isEventFd, type Poller, setNonBlocking } from '../sys/index.ts';
 import {
   featureNames,
   features,
   vhostProtocolFeatureNames,
   vhostProtocolFeatures,
 } from '../virtio/features.ts';
+import { BackendChannel } from './backend-channel.ts';
 import { Connection } from './connection.ts';
 import type { VhostUserDevice, VringChange } from './device.ts';
 import { logReach } from './dirty-log.ts';
@@ -55,6 +56,7 @@ import { checkFile, checkLog, checkRegion, checkRegions } from './regions.ts';
 
 const { VHOST_USER_F_PROTOCOL_FEATURES, VHOST_F_LOG_ALL } = features;
 const {
+  VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
@@ -143,6 +145,7 @@ export class BackendSession {
   #memory: RegionLayout[] = [];
   /** Bytes of the dirty log; undefined: there is none. */
   #logSize: bigint | undefined;
+  #channel: BackendChannel | undefined;
   #lastError: string | undefined;
   #closedHere = false;
 
@@ -218,6 +221,8 @@ export class BackendSession {
       handlers.set(requests.GET_PROTOCOL_FEATURES, () => encodeU64(offered));
       handlers.set(requests.SET_PROTOCOL_FEATURES, (m) => this.#setProtocolFeatures(decodeU64(m.payload)));
       handlers.set(requests.SET_VRING_ENABLE, (m) => this.#setEnable(m));
+      if (offered & VHOST_USER_PROTOCOL_F_BACKEND_REQ)
+        handlers.set(requests.SET_BACKEND_REQ_FD, (m) => this.#setChannel(m));
       if (offered & VHOST_USER_PROTOCOL_F_LOG_SHMFD)
         handlers.set(requests.SET_LOG_BASE, (m) => this.#setLogBase(m));
       if (offered & VHOST_USER_PROTOCOL_F_RARP) handlers.set(requests.SEND_RARP, (m) => this.#sendRarp(m));
@@ -268,6 +273,9 @@ export class BackendSession {
 
   async #finish(reason: Error | undefined): Promise<void> {
     if (reason && !this.#closedHere) this.#report(reason.message);
+    const channel = this.#channel;
+    this.#useChannel(undefined);
+    channel?.close();
     for (const vring of this.#vrings) closeNotifiers(vring);
     try {
       await this.#device.reset();
@@ -308,6 +316,31 @@ export class BackendSession {
     if (extra !== 0n) throw new ProtocolError(`${vhostProtocolFeatureNames(extra).join(', ')} not offered`);
     this.#protocolFeatures = bits;
     return this.#changed();
+  }
+
+  /** The socket for requests of ours, in place of the one before. */
+  #setChannel(message: Message): undefined {
+    const fd = message.fds[0]!;
+    if (fileInfo(fd).kind !== 'socket') throw new ProtocolError('the descriptor is not a socket');
+    const channel = new BackendChannel({
+      fd,
+      poller: this.#options.poller,
+      acknowledges: (this.#protocolFeatures & VHOST_USER_PROTOCOL_F_REPLY_ACK) !== 0n,
+      onClose: (reason) => {
+        if (this.#channel === channel) this.#useChannel(undefined);
+        if (reason !== undefined) this.#report(reason);
+      },
+    });
+    message.fds.length = 0;
+    const old = this.#channel;
+    this.#useChannel(channel);
+    old?.close();
+    return undefined;
+  }
+
+  #useChannel(channel: BackendChannel | undefined): void {
+    this.#channel = channel;
+    this.#device.setChannel?.(channel);
   }
 
   /** Deprecated; the document leaves a back-end to ignore it or to disable all rings. */

@@ -6,6 +6,7 @@
  * the moment of the call, whatever its outcome: it closes them when it has no more use for them, also when the
  * call fails.
  */
+import type { BackendChannel } from './backend-channel.ts';
 
 /** One region of the memory table. Addresses and sizes are bytes, at full 64-bit width. */
 export interface MemoryRegion {
@@ -97,6 +98,8 @@ export interface VhostUserDevice {
    * @returns the next entry of the available ring to look at, 0 to 65535
    */
   stopVring(index: number): Promise<number>;
+  /** The way to ask something of the front-end; undefined: there is none, or none any more. */
+  setChannel?(channel: BackendChannel | undefined): void;
   /** The front-end is gone: every ring stopped, all memory unmapped, all descriptors closed. */
   reset(): Promise<void>;
 }

@@ -429,3 +429,45 @@ function putRegion(view: DataView, at: number, region: RegionLayout): void {
   view.setBigUint64(at + 16, region.userAddress, true);
   view.setBigUint64(at + 24, region.mmapOffset, true);
 }
+
+/** What an IOTLB message is about (struct vhost_iotlb_msg). */
+export const iotlb = { MISS: 1, UPDATE: 2, INVALIDATE: 3, ACCESS_FAIL: 4 } as const;
+
+/** IotlbMessage.access */
+export const ACCESS_READ = 1;
+export const ACCESS_WRITE = 2;
+
+/** A translation, or the lack of one. Addresses and size are bytes. */
+export interface IotlbMessage {
+  /** I/O virtual address. */
+  iova: bigint;
+  size: bigint;
+  /** In the front-end's own address space. */
+  userAddress: bigint;
+  /** ACCESS_READ | ACCESS_WRITE */
+  access: number;
+  /** One of `iotlb`. */
+  type: number;
+}
+
+export function decodeIotlb(payload: Uint8Array): IotlbMessage {
+  const view = viewOf(payload);
+  return {
+    iova: view.getBigUint64(0, true),
+    size: view.getBigUint64(8, true),
+    userAddress: view.getBigUint64(16, true),
+    access: view.getUint8(24),
+    type: view.getUint8(25),
+  };
+}
+
+export function encodeIotlb({ iova, size, userAddress, access, type }: IotlbMessage): Uint8Array {
+  const bytes = new Uint8Array(32);
+  const view = viewOf(bytes);
+  view.setBigUint64(0, iova, true);
+  view.setBigUint64(8, size, true);
+  view.setBigUint64(16, userAddress, true);
+  view.setUint8(24, access);
+  view.setUint8(25, type);
+  return bytes;
+}
