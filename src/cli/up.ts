@@ -105,8 +105,10 @@ function firstSignal(): Promise<void> {
 const describe = ({ name, role, target }: PortStatus) =>
   `${name} ${role === 'server' ? 'listens on' : 'dials'} ${target}`;
 
+type Told = Exclude<keyof SwitchEvents, 'error'>;
+
 /** Each event in words. */
-const TOLD: { [Event in keyof SwitchEvents]: (event: SwitchEvents[Event][0]) => string } = {
+const TOLD: { [Event in Told]: (event: SwitchEvents[Event][0]) => string } = {
   guestUp: ({ port }) => `${port}: guest up`,
   guestDown: ({ port, reason }) => `${port}: guest down: ${reason}`,
   queueBroken: ({ port, queue, reason }) => `${port}: queue ${queue} broken: ${reason}`,
@@ -129,11 +131,13 @@ async function up(file: string | undefined, given: UpOptions): Promise<void> {
     process.stdout.write(`${line}\n`);
   };
   const vireo = await createSwitch(options);
+  const failed = new Promise<never>((_, reject) => vireo.once('error', reject));
+  failed.catch(() => {});
   try {
     // What happens before the switch is ready is told after it.
     const early: (() => void)[] = [];
     let ready = false;
-    const listen = <Event extends keyof SwitchEvents>(event: Event) => {
+    const listen = <Event extends Told>(event: Event) => {
       const listener = (value: SwitchEvents[Event][0]) => {
         const tell = () => write(event, value, TOLD[event](value));
         if (ready) tell();
@@ -141,7 +145,7 @@ async function up(file: string | undefined, given: UpOptions): Promise<void> {
       };
       vireo.on(event, listener as Parameters<typeof vireo.on>[1]);
     };
-    for (const event of Object.keys(TOLD) as (keyof SwitchEvents)[]) listen(event);
+    for (const event of Object.keys(TOLD) as Told[]) listen(event);
 
     const control = await serveControl(vireo, resolve(given.control ?? controlPath(vireo.name)));
     try {
@@ -156,7 +160,7 @@ async function up(file: string | undefined, given: UpOptions): Promise<void> {
       write('ready', value, `switch '${vireo.name}' ready: ${told}; control ${control.path}`);
       ready = true;
       for (const tell of early) tell();
-      await stopped;
+      await Promise.race([stopped, failed]);
     } finally {
       await control.close();
     }

@@ -28,6 +28,19 @@ export const INDIRECT_TABLE: u32 = 4;
 
 export const BAD: i32 = -1;
 
+/**
+ * Descriptors that a burst may have in chains. A chain as long as its ring without a byte in it is within the rules,
+ * and 64 of them would keep a worker from everybody else for a long time: the burst ends here instead.
+ */
+const MAX_WALK: u32 = 0x1_0000;
+let walked: u32 = 0;
+
+/** Before a burst. */
+@inline export function beginWalks(): void { walked = 0; }
+/** Has this burst had all the descriptors that it may have? */
+@inline export function walkedEnough(): bool { return walked >= MAX_WALK; }
+@inline export function countWalk(descriptors: u32): void { walked += descriptors; }
+
 /** Pieces of the last chain. */
 export let pieceCount: u32 = 0;
 
@@ -51,6 +64,7 @@ export function walk(vring: Vring, head: u32, direction: u32, to: usize, limit: 
   let total: u32 = 0;
   pieceCount = 0;
   for (;;) {
+    walked++;
     // A chain may take every slot of the ring, and not one more.
     if (left-- == 0) return broken(vring, E_CHAIN_LONG, size);
     if (at != 0) {

@@ -9,6 +9,7 @@
  * A frame is copied once, from guest to guest; what a decision rests on is in the snapshot and is never read
  * from guest memory again. The format is looked up once a burst.
  */
+import { beginWalks } from './chain';
 import { drop, DROP_NO_GUEST, header, LARGE, PACKED, RUNNING, Vring } from './layout';
 import { acquire, release } from './lock';
 import * as packed from './packed-device';
@@ -17,6 +18,7 @@ import { beginBurst } from './windows';
 
 /** Takes frames from the ring into this worker's burst; returns how many. */
 export function receive(vring: Vring): u32 {
+  beginWalks();
   if (vring.flags & LARGE) beginBurst(vring);
   return vring.flags & PACKED ? packed.receive(vring) : split.receive(vring);
 }
@@ -32,16 +34,18 @@ export function complete(vring: Vring, count: u32): void {
  * those named by the worker's list.
  */
 export function transmit(vring: Vring, count: u32, every: bool): void {
-  if (vring.state != RUNNING || !vring.enabled) {
-    drop(vring, DROP_NO_GUEST, count);
-    return;
-  }
   const shared = header().workerCount > 1;
   const lock = changetype<usize>(vring) + offsetof<Vring>('lock');
+  beginWalks();
   if (shared) acquire(lock);
-  if (vring.flags & LARGE) beginBurst(vring);
-  if (vring.flags & PACKED) packed.fill(vring, count, every);
-  else split.fill(vring, count, every);
+  // Under the lock: another worker may just have broken it, and the drops are counted by all of them.
+  if (vring.state != RUNNING || !vring.enabled) {
+    drop(vring, DROP_NO_GUEST, count);
+  } else {
+    if (vring.flags & LARGE) beginBurst(vring);
+    if (vring.flags & PACKED) packed.fill(vring, count, every);
+    else split.fill(vring, count, every);
+  }
   if (shared) release(lock);
 }
 

@@ -7,7 +7,7 @@
  */
 import { call, passed } from './call';
 import {
-  append, BAD, clearPieces, entryAddress, entryMeta, INDIRECT_TABLE, NEXT, pieceCount, readEntry, WRITE,
+  append, BAD, clearPieces, countWalk, entryAddress, entryMeta, INDIRECT_TABLE, NEXT, pieceCount, readEntry, walkedEnough, WRITE,
 } from './chain';
 import {
   E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, E_READABLE, E_WRITABLE, fail,
@@ -66,6 +66,7 @@ function walk(vring: Vring, position: u32, first: u64, direction: u32, list: usi
   let total: u32 = 0;
   let word = first;
   for (slots = 1; slots <= size; slots++) {
+    countWalk(1);
     const address = load<u64>(vring.desc + (<usize>(position & INDEX) << 4));
     const length = <u32>word;
     const flags = <u32>(word >> 48);
@@ -97,6 +98,7 @@ function walkTable(vring: Vring, table: u64, length: u32, direction: u32, list: 
   if (contiguous < length) at = 0;
   let total: u32 = 0;
   for (let i: u32 = 0; i < length >> 4 && total < limit; i++) {
+    countWalk(1);
     let address: u64;
     let word: u64;
     if (at != 0) {
@@ -160,7 +162,7 @@ export function receive(vring: Vring): u32 {
       taken++;
       continue;
     }
-    if (free >= lastFree || !canBounce(vring, longest + 1)) break;
+    if (free >= lastFree || walkedEnough() || !canBounce(vring, longest + 1)) break;
     clearPieces();
     const total = walk(vring, position, word, 0, free, longest + 1);
     if (total == BAD) break;
@@ -356,7 +358,7 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
       return 0;
     }
     const word = meta(vring, position);
-    if (taken >= vring.size || !available(word, position)) {
+    if (taken >= vring.size || walkedEnough() || !available(word, position)) {
       drop(vring, DROP_RING_FULL);
       return 0;
     }

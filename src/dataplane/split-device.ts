@@ -3,7 +3,7 @@
  * device.ts says what each function is for.
  */
 import { call, passed } from './call';
-import { BAD, INDIRECT_TABLE, pieceCount, walk, WRITE } from './chain';
+import { BAD, INDIRECT_TABLE, pieceCount, walk, walkedEnough, WRITE } from './chain';
 import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import { mark, markEntries, markPieces, markUsed } from './log';
@@ -80,7 +80,7 @@ export function receive(vring: Vring): u32 {
       packet.destination = 0;
       continue;
     }
-    if (free >= lastFree || !canBounce(vring, longest + 1)) break;
+    if (free >= lastFree || walkedEnough() || !canBounce(vring, longest + 1)) break;
     // One byte more than the limit is enough to know that a frame is too big.
     const total = walk(vring, head, 0, free, longest + 1);
     if (total == BAD) break;
@@ -265,7 +265,7 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
       drop(vring, DROP_TOO_BIG);
       return 0;
     }
-    if (chains == free) {
+    if (chains == free || walkedEnough()) {
       drop(vring, DROP_RING_FULL);
       return 0;
     }

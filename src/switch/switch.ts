@@ -86,8 +86,9 @@ export class Switch extends EventEmitter<SwitchEvents> {
         for (const { port } of this.#ports.values()) port.reportBroken();
       },
       onFailure: (error) => {
-        // The packets of every guest pass through the workers: a switch without one must not pretend to run.
-        throw error;
+        // The packets of every guest pass through the workers: a switch without one must not pretend to run. Where
+        // nobody listens this ends the process, as every 'error' event does.
+        this.emit('error', error);
       },
     });
   }

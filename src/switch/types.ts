@@ -165,4 +165,6 @@ export interface SwitchEvents {
   queueBroken: [event: { port: string; queue: number; reason: string }];
   /** A connection was ended for what the front-end sent, or a socket failed. */
   portError: [event: { port: string; error: string }];
+  /** A worker has ended by a fault of this program: close the switch. Without a listener the process ends. */
+  error: [error: Error];
 }

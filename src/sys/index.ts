@@ -5,6 +5,7 @@ export * from './eventfd.ts';
 export * from './fd.ts';
 export * from './ioctl.ts';
 export * from './memory.ts';
+export * from './notify.ts';
 export * from './poller.ts';
 export * from './thread.ts';
 export * from './unix-socket.ts';

@@ -154,6 +154,32 @@ export const libc = {
   ),
 };
 
+/** Numbers of io_setup, io_destroy, io_submit and io_getevents, by Node's name of the machine. */
+const AIO: Readonly<Record<string, readonly [number, number, number, number]>> = {
+  x64: [206, 207, 209, 208],
+  arm64: [0, 1, 2, 4],
+};
+
+function declareAio([setup, destroy, submit, collect]: readonly [number, number, number, number]) {
+  const call = (...parameters: string[]) => library.func('syscall', 'long', ['long', ...parameters]);
+  const [doSetup, doDestroy] = [call('uint', 'void *'), call('int64')];
+  const [doSubmit, doCollect] = [
+    call('int64', 'long', 'int64'),
+    call('int64', 'long', 'long', 'int64', 'int64'),
+  ];
+  return {
+    setup: (events: number, context: Pointer): number => doSetup(setup, events, context),
+    destroy: (context: number): number => doDestroy(destroy, context),
+    submit: (context: number, count: number, list: number): number => doSubmit(submit, context, count, list),
+    /** Takes what is done, without waiting. */
+    collect: (context: number, most: number, to: number): number =>
+      doCollect(collect, context, 0, most, to, 0),
+  };
+}
+
+/** Linux's asynchronous operations, which the C library has no functions for; undefined on other machines. */
+export const aio = AIO[process.arch] && declareAio(AIO[process.arch]!);
+
 /** errno as the last call of this thread left it. */
 export const lastErrno: () => number = () => koffi.errno();
 

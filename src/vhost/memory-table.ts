@@ -176,8 +176,11 @@ export class MemoryTable {
     const { guestAddress, userAddress, size, mmapOffset: offset, fd } = region;
     let keep = false;
     try {
-      const { pageSize } = fileInfo(fd);
       const sealed = sealAgainstShrink(fd) || seals(fd).shrink;
+      // Looked at once it can't change any more, where it can't: what was checked before may be gone by now.
+      const { pageSize, size: fileSize } = fileInfo(fd);
+      if (fileSize < offset + size)
+        throw new Error(`its file has ${fileSize} bytes, ${offset + size} are needed`);
       // Mapped from a page of the file on; the region may begin in the middle of a page of 2 MiB.
       const page = BigInt(pageSize);
       const from = offset - (offset % page);

@@ -6,7 +6,7 @@
  * by (quiescence), and only then is something unmapped, closed or written.
  */
 import type { Arena, PortStruct, Range, Structures, VringStruct } from '../arena/index.ts';
-import { closeFd, signal } from '../sys/index.ts';
+import { closeFd } from '../sys/index.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
 import { maySend, takes } from '../virtio/offloads.ts';
 import * as packed from '../virtio/packed-ring.ts';
@@ -219,7 +219,7 @@ export class NetDevice implements VhostUserDevice {
     let writes = 0n;
     this.#logTimer = setInterval(() => {
       const now = this.#log?.struct.get64('writes') ?? 0n;
-      if (now !== writes) signal(fd);
+      if (now !== writes) this.#workers.notify(fd);
       writes = now;
     }, LOG_PERIOD);
   }
@@ -329,7 +329,7 @@ export class NetDevice implements VhostUserDevice {
       this.#workers.wake(q.worker);
     }
     // What the guest did before may wait for an interrupt that a predecessor of ours never sent.
-    if (setup.callFd >= 0) signal(setup.callFd);
+    if (setup.callFd >= 0) this.#workers.notify(setup.callFd);
     this.#changed();
   }
 
@@ -355,7 +355,7 @@ export class NetDevice implements VhostUserDevice {
       replaced.push(setup.callFd);
       setup.callFd = change.callFd;
       // An interrupt may have gone to the old one unseen.
-      if (change.callFd >= 0) signal(change.callFd);
+      if (change.callFd >= 0) this.#workers.notify(change.callFd);
     }
     if (change.logUsed !== undefined) {
       this.#logUsed(q.vring, change.logUsed);
@@ -365,7 +365,7 @@ export class NetDevice implements VhostUserDevice {
     if (change.errFd !== undefined) {
       replaced.push(setup.errFd);
       setup.errFd = change.errFd;
-      if (q.error !== null && change.errFd >= 0) signal(change.errFd);
+      if (q.error !== null && change.errFd >= 0) this.#workers.notify(change.errFd);
     }
     const closing = replaced.filter((fd) => fd >= 0);
     if (closing.length > 0) {
@@ -507,7 +507,7 @@ export class NetDevice implements VhostUserDevice {
   #report(q: Queue): void {
     if (q.vring.get('error') === 0 || q.error !== null) return;
     q.error = ringError(q.vring);
-    if (q.setup && q.setup.errFd >= 0) signal(q.setup.errFd);
+    if (q.setup && q.setup.errFd >= 0) this.#workers.notify(q.setup.errFd);
     this.#changed();
     this.#events.onQueueBroken(q.index, q.error);
   }

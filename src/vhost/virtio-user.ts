@@ -19,8 +19,8 @@ import {
   eventfd,
   listenUnix,
   type PollerLease,
+  sharedNotifier,
   sharedPoller,
-  signal,
 } from '../sys/index.ts';
 import { featureNames, features, vhostProtocolFeatures } from '../virtio/features.ts';
 import { packedLayout } from '../virtio/packed-ring.ts';
@@ -368,7 +368,8 @@ export class VirtioUser {
   }
 
   #publish(index: number): void {
-    if (this.#arena.dataplane.functions.publishDriver(this.#rings[index]!.at)) signal(this.#kicks[index]!);
+    if (this.#arena.dataplane.functions.publishDriver(this.#rings[index]!.at))
+      sharedNotifier().signal(this.#kicks[index]!);
   }
 
   #check(result: number, index: number): number {

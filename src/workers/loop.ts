@@ -7,7 +7,7 @@
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { constant, fields, instantiateDataplane } from '../arena/dataplane.ts';
-import { epollWait, setAffinity, signal, threadId } from '../sys/index.ts';
+import { epollWait, Notifier, setAffinity, threadId } from '../sys/index.ts';
 
 export interface WorkerSetup {
   index: number;
@@ -44,6 +44,7 @@ function run(setup: WorkerSetup): void {
   const brokenCount = (at + worker.brokenCount) >>> 2;
   const calls = (at + constant(layout, 'CALLS_OFFSET')) >>> 2;
 
+  const notifier = new Notifier();
   functions.start(setup.index);
   if (setup.cpu !== null) setAffinity([setup.cpu]);
   parentPort!.postMessage({ kind: 'ready', tid: threadId() } satisfies WorkerMessage);
@@ -58,7 +59,7 @@ function run(setup: WorkerSetup): void {
         // The round's number comes again some day; the note that this ring was in its list must not.
         u32[(ring + vring.callRound) >>> 2] = NO_ROUND;
         const fd = i32[(ring + vring.callFd) >>> 2]!;
-        if (fd >= 0) signal(fd);
+        if (fd >= 0) notifier.signal(fd);
       }
       u32[callCount] = 0;
     }
@@ -85,6 +86,7 @@ function run(setup: WorkerSetup): void {
     functions.disarmAll();
   }
   functions.sleep();
+  notifier.close();
 }
 
 run(workerData as WorkerSetup);

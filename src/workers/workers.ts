@@ -5,7 +5,16 @@
 import { setImmediate as turn } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import type { Arena, Structures, WorkerStruct } from '../arena/index.ts';
-import { closeFd, EPOLLET, EPOLLIN, Epoll, eventfd, signal, threadCpuTime } from '../sys/index.ts';
+import {
+  closeFd,
+  EPOLLET,
+  EPOLLIN,
+  Epoll,
+  eventfd,
+  sharedNotifier,
+  signal,
+  threadCpuTime,
+} from '../sys/index.ts';
 import type { WorkerMessage, WorkerSetup } from './loop.ts';
 
 export interface WorkersOptions {
@@ -96,6 +105,8 @@ export class Workers {
       const failed = (error: Error) => (t.tid === 0 ? reject(error) : this.#options.onFailure(error));
       t.thread.on('error', failed);
       t.thread.on('exit', () => {
+        // Nobody is to wait for it any more.
+        t.shared.set('seen', SLEEPING);
         if (!this.#closing) failed(new Error(`worker ${t.index} ended unexpectedly`));
       });
       t.thread.on('message', (message: WorkerMessage) => {
@@ -158,6 +169,11 @@ export class Workers {
   /** Must come before the descriptor is closed: the front-end holds the same eventfd, which would stay watched. */
   unwatch(kickFd: number, worker: number): void {
     this.#threads[worker]!.epoll.remove(kickFd);
+  }
+
+  /** Signals an eventfd that a peer shares with us. */
+  notify(fd: number): void {
+    sharedNotifier().signal(fd);
   }
 
   wake(worker: number): void {

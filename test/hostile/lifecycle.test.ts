@@ -1,0 +1,112 @@
+/** What a hostile guest may do with what it shares with the switch: eventfds, memory files, time. */
+import assert from 'node:assert/strict';
+import { ftruncateSync, writeSync } from 'node:fs';
+import { after, before, test } from 'node:test';
+import { Arena, Structures } from '../../src/arena/index.ts';
+import { drain, ioctl, memfd, openFds, seals } from '../../src/sys/index.ts';
+import { MemoryTable } from '../../src/vhost/memory-table.ts';
+import { Workers } from '../../src/workers/workers.ts';
+import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { GUEST, RawGuest, USER } from '../support/raw-guest.ts';
+import { until } from '../support/until.ts';
+import { Stage } from './stage.ts';
+
+let stage: Stage;
+before(async () => {
+  stage = await Stage.start();
+});
+after(() => stage.close());
+
+const FULL = Buffer.from('feffffffffffffff', 'hex');
+const FIONBIO = 0x5421;
+/** Fills an eventfd and clears O_NONBLOCK: whoever writes to it now would wait for ever. */
+function clog(fd: number): void {
+  ioctl(fd, FIONBIO, Uint8Array.of(1, 0, 0, 0));
+  drain(fd);
+  writeSync(fd, FULL);
+  ioctl(fd, FIONBIO, new Uint8Array(4));
+}
+
+test('a call eventfd that is full and blocking holds up no worker', async () => {
+  stage.forget();
+  const guest = new RawGuest(stage.path(), stage.lease.poller);
+  await guest.start();
+  // The switch has interrupted once as the rings started, and has set O_NONBLOCK before that.
+  for (const fd of guest.calls) clog(fd);
+  guest.lend();
+  for (let i = 0; i < 20; i++) {
+    guest.send(frame(BROADCAST, mac(4), 60, i));
+    stage.healthy.a.send(frame(BROADCAST, mac(3), 60, i));
+    await stage.healthy.flows(20);
+  }
+  await until(() => guest.allUsed(1), 'its frames are taken');
+  assert.ok(stage.port.queues[0]!.notifications > 0, 'it was interrupted');
+  await guest.close();
+  await stage.unharmed();
+});
+
+test('eventfds that are full and blocking hold up no message', async () => {
+  stage.forget();
+  const guest = new RawGuest(stage.path(), stage.lease.poller);
+  await guest.start();
+  for (const fd of [...guest.calls, ...guest.errs]) clog(fd);
+  guest.offer(1, 64);
+  await until(() => stage.port.state === 'broken', 'the ring is broken, and its err eventfd signalled');
+  for (const fd of [...guest.calls, ...guest.errs]) clog(fd);
+  await guest.session.stopVring(1);
+  await stage.healthy.flows(20);
+  await guest.close();
+  await stage.unharmed();
+});
+
+test('memory that can be made shorter is shown as unsealed, and a file that is too short is not mapped', () => {
+  const arena = new Arena();
+  const structures = new Structures(arena);
+  const table = new MemoryTable(arena, structures, structures.port(0));
+  const region = { guestAddress: GUEST, userAddress: USER, size: 2n << 20n, mmapOffset: 0n };
+  const fds = openFds();
+  // The session has seen a file of its right size; by now it has been made shorter.
+  const short = memfd('short', 1 << 20);
+  assert.throws(() => table.replace([{ ...region, fd: short }]), /region at guest address 0x40000000: its file has 1048576 bytes, 2097152 are needed/); // biome-ignore format: a sentence
+  const sealable = memfd('sealable', 2 << 20);
+  const keep = [sealable, memfd('unsealable', 2 << 20, { sealable: false })];
+  for (const [i, fd] of keep.entries()) {
+    table.replace([{ ...region, fd }]);
+    assert.equal(table.regions[0]!.sealed, i === 0);
+  }
+  table.close();
+  assert.equal(openFds(), fds, 'descriptors are closed');
+});
+
+test('a file that the switch has mapped can not be made shorter any more', async () => {
+  const guest = new RawGuest(stage.path(), stage.lease.poller);
+  await guest.start();
+  assert.equal(stage.port.memory[0]!.sealed, true);
+  assert.equal(seals(guest.fd).shrink, true);
+  assert.throws(() => ftruncateSync(guest.fd, 4096), { code: 'EPERM' });
+  await guest.close();
+  await stage.unharmed();
+});
+
+test('a worker that ends by a fault of ours is told, and nobody waits for it', async () => {
+  const arena = new Arena();
+  const structures = new Structures(arena);
+  let failure: Error | undefined;
+  const workers = new Workers(arena, structures, {
+    count: 2,
+    cpus: [],
+    busy: true,
+    onBroken: () => {},
+    onFailure: (error) => {
+      failure ??= error;
+    },
+  });
+  await workers.start();
+  // A running ring at the very end of the arena: its size would lie behind it.
+  arena.u32[0xffff_fff8 >>> 2] = 1;
+  workers.assign(0xffff_fff8, 0);
+  await until(() => failure, 'the failure is told');
+  assert.match(failure!.message, /memory access out of bounds/);
+  await workers.quiesce();
+  await workers.close();
+});
