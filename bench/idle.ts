@@ -3,8 +3,8 @@ import { join } from 'node:path';
 import { skipWithout } from '../test/peers/available.ts';
 import { Testpmd, virtioUser } from '../test/peers/dpdk.ts';
 import { cpuSeconds, sleep } from '../test/peers/process.ts';
+import { Vireo } from '../test/peers/vireo.ts';
 import { machine, writeSection } from './report.ts';
-import { Vireo } from './vireo.ts';
 
 export interface Result {
   machine: string;

@@ -7,8 +7,8 @@ import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { setAffinity } from '../src/sys/index.ts';
 import { VirtioUser } from '../src/vhost/virtio-user.ts';
+import { Vireo } from '../test/peers/vireo.ts';
 import { machine, percentile, table, writeSection } from './report.ts';
-import { Vireo } from './vireo.ts';
 
 type Way = 'polling' | 'sleeping';
 

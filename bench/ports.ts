@@ -5,10 +5,10 @@
 import { join } from 'node:path';
 import { VirtioUser } from '../src/vhost/virtio-user.ts';
 import { skipWithout } from '../test/peers/available.ts';
+import { Vireo } from '../test/peers/vireo.ts';
 import { Distance } from './distance.ts';
 import { BURSTS, GUEST_CPU, measure, RunningLoad, SWITCH_CPU } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, writeSection } from './report.ts';
-import { Vireo } from './vireo.ts';
 
 const COUNTS = [2, 256] as const;
 const SIZE = 64;

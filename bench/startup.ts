@@ -4,8 +4,8 @@
  */
 import { join } from 'node:path';
 import { VirtioUser } from '../src/vhost/virtio-user.ts';
+import { Vireo } from '../test/peers/vireo.ts';
 import { machine, type Spread, showSpread, spread, writeSection } from './report.ts';
-import { Vireo } from './vireo.ts';
 
 export interface Result {
   machine: string;

@@ -10,6 +10,7 @@ import { ovsVswitchd, skipWithout } from '../test/peers/available.ts';
 import { Testpmd, vhost } from '../test/peers/dpdk.ts';
 import { Ovs } from '../test/peers/ovs.ts';
 import { scratch } from '../test/peers/process.ts';
+import { program, Vireo } from '../test/peers/vireo.ts';
 import { Distance } from './distance.ts';
 import {
   GUEST_CPU,
@@ -22,7 +23,6 @@ import {
   SWITCH_CPU,
 } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, version, writeSection } from './report.ts';
-import { program, Vireo } from './vireo.ts';
 
 const SIZES = [64, 256, 1500];
 
