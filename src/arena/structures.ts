@@ -57,6 +57,7 @@ const VRING = [
   'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound',
   'log', 'logUsed', 'logUsedAddress', 'cacheArena',
   'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'packets', 'bytes', 'notifications', 'drops',
+  'sizes', 'multicasts', 'broadcasts',
 ] as const; // biome-ignore format: a table
 
 export type HeaderStruct = Struct<(typeof HEADER)[number]>;

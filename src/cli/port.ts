@@ -1,7 +1,7 @@
 /** `vireo port add`, `del` and `show`: one port. */
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
-import type { PortDetail, PortSpec } from '../switch/types.ts';
+import type { PortDetail, PortSpec, SizeCounts } from '../switch/types.ts';
 import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
 import { bytes, count, pairs, table } from './table.ts';
 
@@ -84,6 +84,17 @@ export function declarePort(program: Command): void {
   });
 }
 
+const SIZES: readonly (readonly [keyof SizeCounts, string])[] = [
+  ['undersize', '<64'],
+  ['size64', '64'],
+  ['size65To127', '65-127'],
+  ['size128To255', '128-255'],
+  ['size256To511', '256-511'],
+  ['size512To1023', '512-1023'],
+  ['size1024To1518', '1024-1518'],
+  ['size1519ToMax', '1519-'],
+];
+
 /** A port in sections; those with nothing to say are left out. */
 export function portText(port: PortDetail): string {
   const sections = [
@@ -144,6 +155,21 @@ export function portText(port: PortDetail): string {
         count(queue.notifications),
         queue.error ?? '',
       ]),
+    ),
+    section(
+      'Packets by size in bytes, and by whom they are for',
+      [
+        { title: 'QUEUE', right: true },
+        ...SIZES.map(([, title]) => ({ title, right: true })),
+        ...['UNICAST', 'MULTICAST', 'BROADCAST'].map((title) => ({ title, right: true })),
+      ],
+      port.queues
+        .filter((queue) => queue.packets > 0)
+        .map(({ index, sizes, casts }) => [
+          String(index),
+          ...SIZES.map(([size]) => count(sizes[size])),
+          ...[casts.unicast, casts.multicast, casts.broadcast].map(count),
+        ]),
     ),
     section(
       'Memory of the guest',

@@ -8,6 +8,7 @@ import {
   destinationSlot, FLOOD, frameAt, listSlot, markSlot, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
 } from './scratch';
 import { deliver } from './spread';
+import { recordCasts } from './statistics';
 
 /** The group bit of an address, as loaded little-endian. */
 const GROUP: u64 = 1;
@@ -57,6 +58,7 @@ export function bridge(source: Vring, count: u32): void {
     deliver(portAt(only), count, true);
     return;
   }
+  recordCasts(source, count);
   const destinations = collect(from, count);
   for (let d: u32 = 0; d < destinations; d++) {
     const port = load<u32>(destinationSlot(d));

@@ -6,6 +6,7 @@ import { gather } from './chain';
 import { copy, copy64, copyShort } from './copy';
 import { drop, DROP_BAD_OFFLOAD, OFFLOADS, SNAPSHOT, Vring } from './layout';
 import { inspect } from './offload';
+import { recordReceived } from './statistics';
 import { frameAt, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, SNAPSHOT_STRIDE, worker } from './scratch';
 
 /** Shortest frame that has a source and a destination. */
@@ -40,6 +41,7 @@ export function snapshots(vring: Vring, count: u32): void {
   vring.packets += frames;
   vring.bytes += bytes;
   undone = vring.flags & OFFLOADS ? inspectAll(vring, count) : 0;
+  recordReceived(vring, count);
 }
 
 /** What the frames of the burst have left undone, all together; Packet.offload has it of each, unless it is 0. */

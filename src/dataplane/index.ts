@@ -124,6 +124,9 @@ export const Vring_packets: usize = offsetof<L.Vring>('packets');
 export const Vring_bytes: usize = offsetof<L.Vring>('bytes');
 export const Vring_notifications: usize = offsetof<L.Vring>('notifications');
 export const Vring_drops: usize = offsetof<L.Vring>('drops');
+export const Vring_sizes: usize = offsetof<L.Vring>('sizes');
+export const Vring_multicasts: usize = offsetof<L.Vring>('multicasts');
+export const Vring_broadcasts: usize = offsetof<L.Vring>('broadcasts');
 
 export const Entry_key: usize = offsetof<Entry>('key');
 export const Entry_seen: usize = offsetof<Entry>('seen');

@@ -266,6 +266,18 @@ export class Vring {
   drop6: u64;
   drop7: u64;
   drop8: u64;
+  /** Frames by size: below 64 B, 64, to 127, to 255, to 511, to 1023, to 1518, longer (statistics.ts). */
+  sizes: u64;
+  size1: u64;
+  size2: u64;
+  size3: u64;
+  size4: u64;
+  size5: u64;
+  size6: u64;
+  size7: u64;
+  /** Frames to a group, and to everybody: no frame is in both. */
+  multicasts: u64;
+  broadcasts: u64;
 }
 
 /** A virtqueue seen from the driver (virtio-user). Descriptor i always points to buffer i, or into it. */

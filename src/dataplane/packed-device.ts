@@ -23,6 +23,7 @@ import {
   pieces, sinks, SNAPSHOT_STRIDE, usedHeads, worker,
 } from './scratch';
 import { cut, piece } from './segment';
+import { miss, recordPiece, recordSent } from './statistics';
 import { beginBurst, canBounce, flushBounced } from './windows';
 
 /** Descriptor flags (2.8.1). */
@@ -261,7 +262,8 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   const list = listSlot(0);
   const accepts = vring.offloads;
   const refused = undone & ~accepts;
-  for (let i: u32 = 0; i < count; i++) {
+  let i: u32 = 0;
+  for (; i < count; i++) {
     const word = meta(vring, position);
     if (!available(word, position)) {
       drop(vring, DROP_RING_FULL, count - i);
@@ -285,11 +287,13 @@ export function fill(vring: Vring, count: u32, every: bool): void {
         used = position;
         done++;
         bytes += piecePacket().length;
+        recordPiece(vring, piecePacket(), pieceFrame());
       }
       if (taken == BAD) {
         drop(vring, DROP_BROKEN, count - i);
         break;
       }
+      miss(packet, frame);
       regionBase = vring.cacheBase;
       regionSize = vring.cacheSize;
       regionArena = vring.cacheArena;
@@ -315,7 +319,10 @@ export function fill(vring: Vring, count: u32, every: bool): void {
       regionBase = vring.cacheBase;
       regionSize = vring.cacheSize;
       regionArena = vring.cacheArena;
-      if (taken == 0) continue;
+      if (taken == 0) {
+        miss(packet, frame);
+        continue;
+      }
       result = scatteredWord;
       next = advance(vring, position, taken);
     }
@@ -327,6 +334,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     done++;
     bytes += length;
   }
+  recordSent(vring, i, every, i == count);
   if (done == 0) return;
   vring.lastAvail = position;
   vring.packets += done;

@@ -15,6 +15,7 @@ import {
   pieces, sinks, SNAPSHOT_STRIDE, worker,
 } from './scratch';
 import { cut, piece } from './segment';
+import { miss, recordPiece, recordSent } from './statistics';
 import { beginBurst, canBounce, flushBounced } from './windows';
 
 /** used.flags: the driver need not notify (2.7.8). avail.flags: the device need not interrupt (2.7.7). */
@@ -164,7 +165,8 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   const list = listSlot(0);
   const accepts = vring.offloads;
   const refused = undone & ~accepts;
-  for (let i: u32 = 0; i < count; i++) {
+  let i: u32 = 0;
+  for (; i < count; i++) {
     if (free == 0) free = (availIdx(vring) - last) & 0xffff;
     if (free == 0) {
       drop(vring, DROP_RING_FULL, count - i);
@@ -194,11 +196,13 @@ export function fill(vring: Vring, count: u32, every: bool): void {
         last += taken;
         done++;
         bytes += piecePacket().length;
+        recordPiece(vring, piecePacket(), pieceFrame());
       }
       if (taken == BAD) {
         drop(vring, DROP_BROKEN, count - i);
         break;
       }
+      miss(packet, frame);
       free = (availIdx(vring) - last) & 0xffff;
       regionBase = vring.cacheBase;
       regionSize = vring.cacheSize;
@@ -236,8 +240,11 @@ export function fill(vring: Vring, count: u32, every: bool): void {
       free -= taken;
       done++;
       bytes += length;
+    } else {
+      miss(packet, frame);
     }
   }
+  recordSent(vring, i, every, i == count);
   if (done == 0) return;
   vring.lastAvail = last & 0xffff;
   vring.packets += done;

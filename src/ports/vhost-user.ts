@@ -6,8 +6,16 @@
  * then survives a restart of the switch, and the switch that of the guest.
  */
 import { lstatSync, rmSync } from 'node:fs';
-import type { PortStruct } from '../arena/index.ts';
-import type { PortDetail, PortSpec, PortState, PortStatus, QueueStatus, Role } from '../switch/types.ts';
+import type { PortStruct, VringStruct } from '../arena/index.ts';
+import type {
+  PortDetail,
+  PortSpec,
+  PortState,
+  PortStatus,
+  QueueStatus,
+  Role,
+  SizeCounts,
+} from '../switch/types.ts';
 import { acceptUnix, closeFd, connectUnix, EPOLLIN, listenUnix } from '../sys/index.ts';
 import { BackendSession } from '../vhost/backend.ts';
 import { DROP_REASONS, NetDevice } from '../vhost/net-device.ts';
@@ -17,6 +25,18 @@ import type { Port, PortContext } from './port.ts';
 
 /** Most queue pairs of a guest where the port's options don't say less. */
 const QUEUE_PAIRS = 128;
+
+/** The counters of a ring by size, in their order in the arena. */
+const SIZES: readonly (keyof SizeCounts)[] = [
+  'undersize',
+  'size64',
+  'size65To127',
+  'size128To255',
+  'size256To511',
+  'size512To1023',
+  'size1024To1518',
+  'size1519ToMax',
+];
 
 /** Milliseconds between two dials: doubled from the first to the last. */
 const FIRST_REDIAL = 50;
@@ -278,8 +298,21 @@ export class VhostUserPort implements Port {
       error,
       packets: Number(vring.get64('packets')),
       bytes: Number(vring.get64('bytes')),
+      ...this.#frames(vring),
       notifications: Number(vring.get64('notifications')),
       drops: this.#drops(index),
+    };
+  }
+
+  #frames(vring: VringStruct): Pick<QueueStatus, 'sizes' | 'casts'> {
+    const at = (vring.at + vring.offsets.sizes) >>> 3;
+    const counts = SIZES.map((name, i) => [name, Number(this.#context.arena.u64[at + i]!)]);
+    const [multicast, broadcast] = [vring.get64('multicasts'), vring.get64('broadcasts')].map(Number);
+    const unicast = Number(vring.get64('packets')) - multicast! - broadcast!;
+    return {
+      sizes: Object.fromEntries(counts) as unknown as SizeCounts,
+      // A worker may have counted one and not the other yet.
+      casts: { unicast: Math.max(0, unicast), multicast: multicast!, broadcast: broadcast! },
     };
   }
 

@@ -71,6 +71,19 @@ export interface PortStatus extends Counters {
   lastError: string | null;
 }
 
+/** Frames by length in bytes: DPDK's bins for extended statistics (`size_65_127_packets` and so on). */
+export interface SizeCounts {
+  /** Shorter than 64. */
+  undersize: number;
+  size64: number;
+  size65To127: number;
+  size128To255: number;
+  size256To511: number;
+  size512To1023: number;
+  size1024To1518: number;
+  size1519ToMax: number;
+}
+
 export interface QueueStatus {
   index: number;
   /** From the switch: `rx` takes packets from the guest, `tx` gives packets to the guest. */
@@ -86,6 +99,10 @@ export interface QueueStatus {
   error: string | null;
   packets: number;
   bytes: number;
+  /** The packets by size. */
+  sizes: SizeCounts;
+  /** The packets by whom they are for: one, a group, everybody. */
+  casts: { unicast: number; multicast: number; broadcast: number };
   /** Interrupts sent to the guest. */
   notifications: number;
   /** By reason, only reasons that occurred. */

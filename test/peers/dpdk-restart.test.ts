@@ -34,7 +34,13 @@ async function run(path: RingPath): Promise<void> {
       cpu: own,
       vdevs: [virtioUser(0, { ...path.options, path: at(name), mac: MACS[own], queueSize: 1024 })],
       ...(path.eal ? { eal: path.eal } : {}),
-      args: ['--forward-mode=mac', `--eth-peer=0,${MACS[1 - own]}`, '--rxd=1024', '--txd=1024'],
+      args: [
+        '--forward-mode=mac',
+        `--eth-peer=0,${MACS[1 - own]}`,
+        '--rxd=1024',
+        '--txd=1024',
+        '--no-flush-rx',
+      ],
     });
   await using a = await guest('a', 0);
   await using b = await guest('b', 1);

@@ -95,10 +95,9 @@ export class Testpmd {
   static async start(options: TestpmdOptions): Promise<Testpmd> {
     const cpu = options.cpu ?? 0;
     const prefix = `vireo-${process.pid}-${started++}`;
-    // The prompt is written directly, the rest through stdio: line buffering keeps the two in order.
-    const child = new Child('stdbuf', [
-      '-oL',
-      'dpdk-testpmd',
+    // The prompt is written directly, the rest through stdio: line buffering and one pipe keep all in order.
+    const child = new Child('sh', [
+      ...['-c', 'exec stdbuf -oL dpdk-testpmd "$@" 2>&1', 'dpdk-testpmd'],
       ...['-v', '--no-pci', '--in-memory', '--single-file-segments', '--file-prefix', prefix],
       ...['-m', String(options.memory ?? 256), '--lcores', `0@${cpu},1@${cpu}`],
       ...options.vdevs.flatMap((device) => ['--vdev', device]),
