@@ -25,6 +25,7 @@ const EXAMPLE = 'vm1=vhost-user:/tmp/vm1.sock,role=client';
 /** Bytes of a path in `struct sockaddr_un`, the final zero apart: unix(7). */
 const MAX_SOCKET_PATH = 107;
 const MAX_ADDRESSES = 65_536;
+const MAX_PORTS = 2048;
 /** Unknown keys and words are told up to here: whoever sends more has another problem. */
 const MOST_UNKNOWN_KEYS = 20;
 /** As in DPDK's vhost library. */
@@ -133,6 +134,7 @@ const switchObject = z.strictObject(
     poll: z.enum(['adaptive', 'busy'], expected('"adaptive" or "busy"')).optional(),
     ageing: wholeNumber(1, 1_000_000, ' of seconds').optional(),
     maxAddressesPerPort: wholeNumber(1, MAX_ADDRESSES).optional(),
+    maxPorts: wholeNumber(1, MAX_PORTS).optional(),
     ports: z
       .array(portSpecSchema, expected('a list of ports'))
       // Also when a port is faulty elsewhere: all faults are told at once.

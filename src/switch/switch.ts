@@ -155,9 +155,11 @@ export class Switch extends EventEmitter<SwitchEvents> {
   }
 
   #freeSlot(): number {
-    const limit = this.#structures.constant('MAX_PORTS');
+    const most = this.#structures.constant('MAX_PORTS');
+    const limit = this.#options.maxPorts ?? most;
     for (let slot = 0; slot < limit; slot++) if (this.#structures.port(slot).get('used') === 0) return slot;
-    throw new SwitchError('LIMIT', `the switch has ${limit} ports, which is its limit`);
+    const more = limit < most ? `maxPorts may be raised to ${most}` : 'start another one beside it';
+    throw new SwitchError('LIMIT', `the switch has ${limit} ports, which is its limit: ${more}`);
   }
 
   /** Removes a port: its guest loses its link, others notice nothing. */

@@ -40,6 +40,8 @@ export interface SwitchOptions {
   ageing?: number;
   /** Most MAC addresses learned on one port; default 4096. */
   maxAddressesPerPort?: number;
+  /** Most ports at a time, 1 to 2048; default 2048. */
+  maxPorts?: number;
   /** Ports to start with. */
   ports?: PortSpec[];
 }

@@ -163,6 +163,7 @@ test('options of a switch are checked together', () => {
     [{ ageing: 0 }, 'ageing'],
     [{ ageing: Number.NaN }, 'ageing'],
     [{ maxAddressesPerPort: 65_537 }, 'maxAddressesPerPort'],
+    [{ maxPorts: 2049 }, 'maxPorts'],
     [{ name: '../x' }, 'name'],
     [{ ports: {} }, 'ports'],
     [{ ports: [{ name: 'a', type: 'vhost-user' }] }, 'ports[0].target'],

@@ -165,7 +165,7 @@ describe('a guest', () => {
     assert.equal(detail.rings, 'split 64 mrg indirect');
     assert.equal(detail.connections, 1);
     assert.deepEqual(detail.memory, [
-      { guestAddress: '0x40000000', size: 1 << 20, pageSize: 4096, sealed: true },
+      { guestAddress: '0x40000000', size: 1 << 20, pageSize: 4096, sealed: true, reached: 'mapped' },
     ]);
     assert.deepEqual(
       detail.queues.map((q) => [q.direction, q.state, q.size, q.enabled, q.worker, q.error]),
