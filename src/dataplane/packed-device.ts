@@ -167,6 +167,11 @@ export function receive(vring: Vring): u32 {
     clearPieces();
     const total = walk(vring, position, word, 0, free, longest + 1);
     if (total == BAD) break;
+    if (taken + slots > size) {
+      // It goes on into descriptors that this burst has yet to give back.
+      fail(vring, E_CHAIN_LONG, size);
+      break;
+    }
     regionBase = vring.cacheBase;
     regionSize = vring.cacheSize;
     regionArena = vring.cacheArena;
@@ -372,6 +377,11 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
     }
     const bytes = walk(vring, position, word, WRITE, list, need - total);
     if (bytes == BAD) return BAD;
+    if (taken + slots > vring.size) {
+      // It goes on into descriptors that this frame has taken, and positions would leave the ring.
+      fail(vring, E_CHAIN_LONG, vring.size);
+      return BAD;
+    }
     if (bytes == 0 || (buffers == 0 && <u32>bytes < headerLength)) {
       fail(vring, E_NO_ROOM, bytes);
       return BAD;

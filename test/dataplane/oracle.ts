@@ -4,8 +4,17 @@
  */
 import assert from 'node:assert/strict';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
-import { BROKEN, NEXT, type Plane, type PlanePort, type PortOptions, RUNNING } from '../support/plane.ts';
+import {
+  BROKEN,
+  NEXT,
+  PACKED,
+  type Plane,
+  type PlanePort,
+  type PortOptions,
+  RUNNING,
+} from '../support/plane.ts';
 import { FAULTS, type Fault, ModelRing } from './model.ts';
+import { PackedModelRing } from './packed-model.ts';
 
 const PEER_SIZE = 256;
 const PEER_BUFFER = 2048;
@@ -102,8 +111,17 @@ export class Judge {
     this.#clean = this.guest.memory.image();
   }
 
+  get #packed(): boolean {
+    return (this.guest.tx.vring.get('flags') & PACKED) !== 0;
+  }
+
+  /** Where a ring begins: a packed one with a wrap counter of 1 (2.8.1). */
+  get #start(): number {
+    return this.#packed ? 0x8000 : 0;
+  }
+
   /** A case from the ring that the guest transmits on: `write` is the guest. */
-  transmit(write: (guest: PlanePort) => void, base = 0): Verdict {
+  transmit(write: (guest: PlanePort) => void, base = this.#start): Verdict {
     return this.#case('tx', write, base, (model) => {
       const expected = model.take();
       return () => {
@@ -117,7 +135,7 @@ export class Judge {
   }
 
   /** A case from the ring that the guest receives on: these frames come for it, each from so many descriptors. */
-  receive(frames: Buffer[], write: (guest: PlanePort) => void, base = 0, parts = 1): Verdict {
+  receive(frames: Buffer[], write: (guest: PlanePort) => void, base = this.#start, parts = 1): Verdict {
     return this.#case('rx', write, base, (model) => {
       model.give(frames);
       this.peer.send(frames, parts);
@@ -129,7 +147,7 @@ export class Judge {
     which: 'rx' | 'tx',
     write: (guest: PlanePort) => void,
     base: number,
-    act: (model: ModelRing) => () => Buffer[],
+    act: (model: ModelRing | PackedModelRing) => () => Buffer[],
   ): Verdict {
     const { plane, guest } = this;
     const { vring } = guest[which];
@@ -137,12 +155,12 @@ export class Judge {
     this.#clean.copy(live);
     // The image has empty rings, so the other one begins afresh as well; a broken one stays broken.
     const other = which === 'rx' ? 'tx' : 'rx';
-    if (guest[other].vring.get('state') === RUNNING) guest.restart(other);
+    if (guest[other].vring.get('state') === RUNNING) guest.restart(other, this.#start);
     guest.restart(which, base);
     plane.clearDrops(vring);
     write(guest);
     const image = Buffer.from(live);
-    const model = new ModelRing(guest, which, image);
+    const model = new (this.#packed ? PackedModelRing : ModelRing)(guest, which, image);
     const arrived = act(model);
     const round = plane.poll();
     const frames = arrived();
