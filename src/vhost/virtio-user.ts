@@ -23,6 +23,7 @@ import {
   sharedPoller,
 } from '../sys/index.ts';
 import { featureNames, features, vhostProtocolFeatures } from '../virtio/features.ts';
+import { type Offload, readNetHeader, writeNetHeader } from '../virtio/net-header.ts';
 import { packedLayout } from '../virtio/packed-ring.ts';
 import { splitLayout } from '../virtio/split-ring.ts';
 import { FrontendSession } from './frontend.ts';
@@ -37,6 +38,22 @@ export const DRIVER_FEATURES =
   features.VIRTIO_NET_F_MRG_RXBUF |
   features.VHOST_USER_F_PROTOCOL_FEATURES;
 
+/** What `offloads` asks for beside. */
+export const DRIVER_OFFLOADS =
+  features.VIRTIO_NET_F_CSUM |
+  features.VIRTIO_NET_F_HOST_TSO4 |
+  features.VIRTIO_NET_F_HOST_TSO6 |
+  features.VIRTIO_NET_F_HOST_ECN |
+  features.VIRTIO_NET_F_HOST_UFO |
+  features.VIRTIO_NET_F_HOST_USO |
+  features.VIRTIO_NET_F_GUEST_CSUM |
+  features.VIRTIO_NET_F_GUEST_TSO4 |
+  features.VIRTIO_NET_F_GUEST_TSO6 |
+  features.VIRTIO_NET_F_GUEST_ECN |
+  features.VIRTIO_NET_F_GUEST_UFO |
+  features.VIRTIO_NET_F_GUEST_USO4 |
+  features.VIRTIO_NET_F_GUEST_USO6;
+
 const DRIVER_PROTOCOL_FEATURES =
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ | vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK;
 
@@ -47,6 +64,8 @@ const FLAGS = [
   [4, features.VIRTIO_NET_F_MRG_RXBUF],
   [8, features.VIRTIO_F_IN_ORDER],
   [16, features.VIRTIO_F_RING_PACKED],
+  [32, features.VIRTIO_NET_F_CSUM],
+  [32, features.VIRTIO_NET_F_GUEST_CSUM],
 ] as const;
 
 const RING_FIELDS = [
@@ -69,6 +88,8 @@ const MAX_FRAME = 65550;
 /** Bytes of the largest virtio-net header here, and of the largest buffer that makes sense. */
 const MAX_HEADER = 12;
 const MAX_BUFFER = 1 << 20;
+/** Bytes before a frame in our memory, for its virtio-net header. A cache line, so that frames stay aligned. */
+const HEADER_ROOM = 64;
 /** 14 of Ethernet, and 8 for the sequence number behind it. */
 const SEQUENCE_OFFSET = 14;
 
@@ -81,6 +102,11 @@ export interface VirtioUserOptions {
   queueSize?: number;
   /** Asks for packed rings (virtio 1.3, 2.8); default false. */
   packed?: boolean;
+  /**
+   * Asks for checksum and segmentation offloads, both ways: frames may be sent, and then come, with work left undone
+   * (see `send` and `received`); default false.
+   */
+  offloads?: boolean;
   /** Feature bits to ask for; default: all that the driver knows. */
   features?: bigint;
   /** Bytes of a buffer, at least 64; default 2048. Without mergeable buffers a larger frame doesn't arrive. */
@@ -121,6 +147,8 @@ export class VirtioUser {
   readonly #calls: readonly number[];
   readonly #frame: number;
   readonly #epoll: Epoll;
+  readonly #offloads: boolean;
+  #received: Offload | undefined;
   #endWait: () => void = () => {};
   #ended = false;
 
@@ -150,6 +178,8 @@ export class VirtioUser {
     this.#epoll = parts.epoll;
     this.#frame = parts.frame;
     this.features = featureNames(parts.acknowledged);
+    this.#offloads =
+      (parts.acknowledged & (features.VIRTIO_NET_F_CSUM | features.VIRTIO_NET_F_GUEST_CSUM)) !== 0n;
   }
 
   /** Connects, negotiates and starts one pair of queues. Rejects with an Error that names what failed. */
@@ -173,11 +203,10 @@ export class VirtioUser {
         onClose: (reason) => ended(String(reason)),
       });
       undo.push(() => session.close());
-      const wanted = options.features ?? DRIVER_FEATURES;
-      const negotiated = await session.negotiate(
-        options.packed ? wanted | features.VIRTIO_F_RING_PACKED : wanted,
-        DRIVER_PROTOCOL_FEATURES,
-      );
+      let wanted = options.features ?? DRIVER_FEATURES;
+      if (options.packed) wanted |= features.VIRTIO_F_RING_PACKED;
+      if (options.offloads) wanted |= DRIVER_OFFLOADS;
+      const negotiated = await session.negotiate(wanted, DRIVER_PROTOCOL_FEATURES);
 
       shared ??= new Arena();
       const arena = shared;
@@ -203,7 +232,7 @@ export class VirtioUser {
       const layout = arena.dataplane.layout;
       const stride = layout.DRIVER_RING_STRIDE!;
       const shadowLength = size * layout.SHADOW_STRIDE!;
-      const frameRoom = roundUp(MAX_FRAME, 64);
+      const frameRoom = roundUp(HEADER_ROOM + MAX_FRAME, 64);
       const tables = arena.takeTable(2 * (stride + roundUp(shadowLength, 64)) + frameRoom);
       undo.push(() => arena.freeTable(tables));
       const offsets = fields(layout, 'DriverRing', RING_FIELDS);
@@ -239,7 +268,7 @@ export class VirtioUser {
       epoll.add(calls[TO_US]!, EPOLLIN);
       const device = new VirtioUser({
         arena, poller, session, closed, pool, tables, rings, kicks, calls, epoll,
-        frame: tables.start + tables.length - frameRoom, acknowledged,
+        frame: tables.start + tables.length - frameRoom + HEADER_ROOM, acknowledged,
       }); // biome-ignore format: a record
       const { functions } = arena.dataplane;
       for (const [index, ring] of rings.entries()) {
@@ -265,10 +294,13 @@ export class VirtioUser {
     }
   }
 
-  /** Sends a frame of 14 to 65550 bytes. False: the ring is full now. Throws when the back-end broke a rule. */
-  send(frame: Uint8Array): boolean {
+  /**
+   * Sends a frame of 14 to 65550 bytes; `offload` says what is left undone in it, where that was negotiated.
+   * False: the ring is full now. Throws when the back-end broke a rule.
+   */
+  send(frame: Uint8Array, offload?: Offload): boolean {
     const { functions } = this.#live();
-    this.#take(frame);
+    this.#take(frame, offload);
     const result = this.#check(
       functions.sendFrame(this.#rings[FROM_US]!.at, this.#frame, frame.length),
       FROM_US,
@@ -283,7 +315,13 @@ export class VirtioUser {
     const length = this.#check(functions.receiveFrame(this.#rings[TO_US]!.at, this.#frame), TO_US);
     if (length === 0) return undefined;
     this.#publish(TO_US);
+    if (this.#offloads) this.#received = readNetHeader(this.#header());
     return this.#arena.u8.slice(this.#frame, this.#frame + length);
+  }
+
+  /** What is left undone in the frame received last; undefined: nothing. */
+  get received(): Offload | undefined {
+    return this.#received;
   }
 
   /**
@@ -361,10 +399,18 @@ export class VirtioUser {
   }
 
   /** Puts a frame where the data plane finds it. */
-  #take(frame: Uint8Array): void {
+  #take(frame: Uint8Array, offload?: Offload): void {
     if (frame.length > MAX_FRAME)
       throw new RangeError(`a frame has at most ${MAX_FRAME} bytes, not ${frame.length}`);
+    if (offload && !this.#offloads)
+      throw new Error('the back-end takes no frame with work left undone: no offload was negotiated');
     this.#arena.u8.set(frame, this.#frame);
+    if (this.#offloads) writeNetHeader(this.#header(), offload);
+  }
+
+  /** Where the data plane finds and leaves the virtio-net header of a frame. */
+  #header(): Uint8Array {
+    return this.#arena.u8.subarray(this.#frame - MAX_HEADER, this.#frame);
   }
 
   #publish(index: number): void {

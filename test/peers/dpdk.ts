@@ -39,11 +39,17 @@ export function virtioUser(index: number, options: VirtioUser): string {
 }
 
 /** The --vdev of the vhost port `index`: a vhost-user back-end on the socket `iface`. */
-export function vhost(index: number, options: { iface: string; client?: boolean; queues?: number }): string {
+export function vhost(
+  index: number,
+  options: { iface: string; client?: boolean; queues?: number; tso?: boolean },
+): string {
   return vdev(`net_vhost${index}`, {
     iface: options.iface,
     client: options.client ? 1 : undefined,
     queues: options.queues,
+    tso: options.tso ? 1 : undefined,
+    // What came as work left undone goes on as such.
+    'legacy-ol-flags': options.tso ? 1 : undefined,
   });
 }
 

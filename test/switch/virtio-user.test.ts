@@ -7,7 +7,9 @@ import { test } from 'node:test';
 import { createSwitch } from '../../src/index.ts';
 import { openFds } from '../../src/sys/index.ts';
 import { VirtioUser } from '../../src/vhost/virtio-user.ts';
+import type { Offload } from '../../src/virtio/net-header.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { faults, frameOf, layout, type Segment } from '../support/ip.ts';
 import { sockets } from '../support/sockets.ts';
 import { until } from '../support/until.ts';
 
@@ -110,4 +112,39 @@ test('a switch that is out of descriptors tries again now and then, and serves t
   await (await opening).close();
   assert.equal((await lines.next()).value, 'done');
   assert.deepEqual(await exit, [0, null]);
+});
+
+test('a frame crosses with work left undone where it was negotiated, and is refused where it was not', async (t) => {
+  const path = sockets(t);
+  const names = ['a', 'b', 'c'];
+  await using _ = await createSwitch({ ports: names.map((name) => port(name, path(name))) });
+  await using a = await VirtioUser.open({ path: path('a'), offloads: true });
+  await using b = await VirtioUser.open({ path: path('b'), offloads: true, packed: true });
+  await using c = await VirtioUser.open({ path: path('c') });
+  const segment: Segment = { version: 4, protocol: 'tcp', payload: Buffer.alloc(50_000, 7) };
+  const { transport, field, headers } = layout(segment);
+  const whole = frameOf(BROADCAST, mac(1), segment, true);
+  const offload: Offload = {
+    csumStart: transport,
+    csumOffset: field,
+    gso: { type: 'tcp4', size: 1448, headerLength: headers, ecn: false },
+  };
+  assert.throws(() => c.send(whole, offload), /no offload was negotiated/);
+  assert.ok(a.send(whole, offload));
+  assert.ok(await b.wait(20_000));
+  assert.deepEqual(Buffer.from(b.receive()!), whole);
+  assert.deepEqual(b.received, offload);
+  let pieces = 0;
+  await until(() => {
+    for (let frame = c.receive(); frame; frame = c.receive()) {
+      const payload = segment.payload.subarray(pieces * 1448, ++pieces * 1448);
+      assert.deepEqual(faults(Buffer.from(frame), { ...segment, payload }), []);
+    }
+    return pieces === Math.ceil(50_000 / 1448);
+  }, 'all pieces');
+  assert.equal(c.received, undefined);
+  const plain = frame(BROADCAST, mac(1));
+  assert.ok(a.send(plain));
+  await until(() => b.receive() !== undefined, 'the plain frame');
+  assert.equal(b.received, undefined);
 });
