@@ -52,7 +52,7 @@ import {
   requests,
   VRING_LOG,
 } from './messages.ts';
-import { checkFile, checkLog, checkRegion, checkRegions } from './regions.ts';
+import { checkFile, checkLog, checkRegion, checkRegions, regionsOverlap, sameRegion } from './regions.ts';
 
 const { VHOST_USER_F_PROTOCOL_FEATURES, VHOST_F_LOG_ALL } = features;
 const {
@@ -360,8 +360,14 @@ export class BackendSession {
     return this.#changed();
   }
 
+  /**
+   * QEMU 7.2 sends each region once for every queue pair, and takes it back as often: what is there already is not
+   * added again, its descriptor is closed unused, and to take back what is gone already is no fault.
+   */
   async #addRegion(message: Message): Promise<undefined> {
     const region = decodeRegion(message.payload);
+    if (this.#memory.some((r) => sameRegion(r, region) && r.mmapOffset === region.mmapOffset))
+      return undefined;
     const count = this.#memory.length;
     if (count >= MAX_SLOTS) throw new ProtocolError(`all of the ${MAX_SLOTS} memory slots are taken`);
     checkRegion(count, region, this.#memory);
@@ -374,11 +380,11 @@ export class BackendSession {
 
   /** A descriptor that came along is closed unused, as the document allows. */
   async #removeRegion(message: Message): Promise<undefined> {
-    const { guestAddress, userAddress, size } = decodeRegion(message.payload);
-    const found = this.#memory.find(
-      (r) => r.guestAddress === guestAddress && r.userAddress === userAddress && r.size === size,
-    );
+    const region = decodeRegion(message.payload);
+    const { guestAddress, userAddress, size } = region;
+    const found = this.#memory.find((r) => sameRegion(r, region));
     if (!found) {
+      if (!this.#memory.some((r) => regionsOverlap(r, region))) return undefined;
       const words = `0x${size.toString(16)} bytes at guest address 0x${guestAddress.toString(16)}`;
       throw new ProtocolError(`no region of ${words}, user address 0x${userAddress.toString(16)}`);
     }

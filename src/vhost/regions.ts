@@ -36,6 +36,19 @@ export function checkRegion(i: number, region: RegionLayout, others: readonly Re
   }
 }
 
+/** The same addresses and size; the file isn't looked at. */
+export function sameRegion(a: RegionLayout, b: RegionLayout): boolean {
+  return a.guestAddress === b.guestAddress && a.userAddress === b.userAddress && a.size === b.size;
+}
+
+/** Do they have a byte in common, in guest addresses or in user addresses? */
+export function regionsOverlap(a: RegionLayout, b: RegionLayout): boolean {
+  return (
+    overlap(a.guestAddress, a.size, b.guestAddress, b.size) ||
+    overlap(a.userAddress, a.size, b.userAddress, b.size)
+  );
+}
+
 function overlap(a: bigint, aSize: bigint, b: bigint, bSize: bigint): boolean {
   return a < b + bSize && b < a + aSize;
 }

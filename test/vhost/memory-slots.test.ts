@@ -76,8 +76,26 @@ describe('a back-end session', () => {
       0n,
     );
     assert.equal(session.memory.length, 2);
-    assert.equal(await ask(end, R.REM_MEM_REG, m.encodeRegion(page(0))), 1n);
+    // What is gone already may be taken back again: QEMU 7.2 does it for each queue pair.
+    assert.equal(await ask(end, R.REM_MEM_REG, m.encodeRegion(page(0))), 0n);
     assert.equal(device.memory.length, 2);
+    end.close();
+    await session.closed;
+  });
+
+  test('takes a region that is there already, as QEMU 7.2 sends it for each queue pair', async () => {
+    const { end, session, device } = await negotiated();
+    const fds = openFds();
+    for (let pair = 0; pair < 3; pair++)
+      assert.equal(await ask(end, R.ADD_MEM_REG, m.encodeRegion(page(1)), [g.ram]), 0n);
+    assert.deepEqual(session.memory, [page(1)]);
+    assert.equal(device.memory.length, 1);
+    assert.equal(openFds(), fds + 1, 'the device has one descriptor, the others are closed');
+    for (let pair = 0; pair < 3; pair++) {
+      assert.equal(await ask(end, R.REM_MEM_REG, m.encodeRegion(page(1))), 0n);
+      assert.deepEqual(session.memory, []);
+    }
+    assert.equal(openFds(), fds);
     end.close();
     await session.closed;
   });
@@ -88,7 +106,7 @@ describe('a back-end session', () => {
     const fds = openFds();
     const last = 0xffff_ffff_ffff_f000n;
     const cases: [number, m.RegionLayout, number[], RegExp][] = [
-      [R.ADD_MEM_REG, page(1), [g.ram], /regions 0 and 1 overlap in guest addresses/],
+      [R.ADD_MEM_REG, { ...page(1), userAddress: 0n }, [g.ram], /regions 0 and 1 overlap in guest addresses/],
       [R.ADD_MEM_REG, { ...page(1), guestAddress: 0n }, [g.ram], /regions 0 and 1 overlap in user addresses/],
       [R.ADD_MEM_REG, page(2, 0n), [g.ram], /region 1 is empty/],
       [R.ADD_MEM_REG, page(2, 1n << 21n), [g.ram], /region file shorter than declared/],
@@ -97,11 +115,10 @@ describe('a back-end session', () => {
       [R.ADD_MEM_REG, page(2), [g.kick], /region 1: an eventfd or the like can't be mapped/],
       [
         R.REM_MEM_REG,
-        page(0),
+        page(1, 0x2000n),
         [],
-        /no region of 0x1000 bytes at guest address 0x0, user address 0x7f0000000000/,
+        /no region of 0x2000 bytes at guest address 0x[0-9a-f]+, user address 0x7f[0-9a-f]+/,
       ],
-      [R.REM_MEM_REG, page(1, 0x2000n), [], /no region of 0x2000 bytes/],
       [R.REM_MEM_REG, { ...page(1), userAddress: 0n }, [], /no region of/],
     ];
     for (const [request, region, descriptors, words] of cases) {
@@ -122,7 +139,7 @@ describe('a back-end session', () => {
       [R.ADD_MEM_REG, region, [g.ram, g.ram], ACK, /ADD_MEM_REG: 2 descriptors, 1 expected/],
       [R.ADD_MEM_REG, region.subarray(1), [g.ram], ACK, /payload of 39 bytes, 40 expected/],
       [R.REM_MEM_REG, region, [g.ram, g.ram], ACK, /REM_MEM_REG: 2 descriptors, at most 1/],
-      [R.REM_MEM_REG, region, [], 0, /REM_MEM_REG: no region of/],
+      [R.ADD_MEM_REG, m.encodeRegion(page(1, 0n)), [g.ram], 0, /ADD_MEM_REG: region 0 is empty/],
       [R.GET_MAX_MEM_SLOTS, Uint8Array.of(0), [], 0, /payload of 1 byte, 0 expected/],
     ];
     const fds = openFds();
