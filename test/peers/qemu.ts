@@ -48,7 +48,7 @@ const list = (...parts: (string | undefined)[]) => parts.filter((part) => part !
 const END_OF_OUTPUT = '\x1e';
 
 export class LinuxGuest {
-  readonly #options: GuestOptions;
+  #options: GuestOptions;
   readonly #directory = scratch('guest');
   readonly #server: Server;
   #qemu: Child | undefined;
@@ -93,8 +93,9 @@ export class LinuxGuest {
     return this.#qemu?.pid ?? 0;
   }
 
-  /** Starts QEMU, after `kill` once more on the same socket, and waits for the shell. */
-  async powerOn(): Promise<void> {
+  /** Starts QEMU, after `kill` once more, with the same options but for `changes`, and waits for the shell. */
+  async powerOn(changes: Partial<GuestOptions> = {}): Promise<void> {
+    this.#options = { ...this.#options, ...changes };
     this.#answer = '';
     this.#qemu = new Child(qemuProgram, this.#arguments());
     await this.#reply(0, BOOT, 'the shell');
