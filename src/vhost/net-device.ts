@@ -286,7 +286,7 @@ export class NetDevice implements VhostUserDevice {
       this.#checkBase(setup);
       this.#place(q, setup);
       // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it.
-      if (index % 2 === 1) q.worker = this.#workers.place(this.#slot + (index >>> 1));
+      if (index % 2 === 1) q.worker = this.#workers.place(this.#polling, this.#slot + (index >>> 1));
     } catch (error) {
       this.#forgetTranslation(this.#queue(index));
       closeDescriptors(setup);
@@ -331,6 +331,11 @@ export class NetDevice implements VhostUserDevice {
     // What the guest did before may wait for an interrupt that a predecessor of ours never sent.
     if (setup.callFd >= 0) this.#workers.notify(setup.callFd);
     this.#changed();
+  }
+
+  /** The workers that poll queues of this device, one entry a queue. */
+  get #polling(): number[] {
+    return this.queues.flatMap(({ worker }) => (worker === null ? [] : [worker]));
   }
 
   async updateVring(index: number, change: VringChange): Promise<void> {

@@ -3,7 +3,8 @@
  * guest by itself, with its rings and buffers in a memory file that it shares with the back-end. Works with
  * Vireo's ports, DPDK's vhost PMD and whatever else speaks the protocol.
  *
- * Frames are Ethernet frames without the virtio-net header. Sending and receiving are plain function calls on
+ * It may have several pairs of queues (`queues`), each with its rings: whoever sends chooses one, and the back-end
+ * chooses where frames come. Frames are Ethernet frames without the virtio-net header. Sending and receiving are plain function calls on
  * shared memory; only a peer that sleeps costs a system call.
  */
 import { once } from 'node:events';
@@ -81,8 +82,10 @@ const RING_ERRORS: Record<number, string> = {
   16: 'a frame is said to lie in % buffers, more than came',
 };
 
+/** Rings of a queue pair, the pair's number twice apart (virtio 1.3, 5.1.2). */
 const TO_US = 0;
 const FROM_US = 1;
+const MAX_QUEUES = 128;
 const TABLE_ENTRIES = 64;
 const MAX_FRAME = 65550;
 /** Bytes of the largest virtio-net header here, and of the largest buffer that makes sense. */
@@ -100,6 +103,8 @@ export interface VirtioUserOptions {
   role?: 'client' | 'server';
   /** Descriptors of each ring, 2 to 32768, of split rings a power of 2; default 256. */
   queueSize?: number;
+  /** Queue pairs, 1 to 128; default 1. Rejects where the back-end has fewer. */
+  queues?: number;
   /** Asks for packed rings (virtio 1.3, 2.8); default false. */
   packed?: boolean;
   /**
@@ -135,6 +140,8 @@ type Ring = Struct<(typeof RING_FIELDS)[number]>;
 export class VirtioUser {
   /** Features that both sides have. */
   readonly features: readonly string[];
+  /** Queue pairs, whether enabled or not. */
+  readonly queues: number;
   /** Resolves with the reason when the back-end is gone or this device was closed. */
   readonly closed: Promise<string>;
   readonly #arena: Arena;
@@ -149,6 +156,8 @@ export class VirtioUser {
   readonly #epoll: Epoll;
   readonly #offloads: boolean;
   #received: Offload | undefined;
+  /** The queue that receive() looks at first. */
+  #next = 0;
   #endWait: () => void = () => {};
   #ended = false;
 
@@ -173,6 +182,7 @@ export class VirtioUser {
     this.#pool = parts.pool;
     this.#tables = parts.tables;
     this.#rings = parts.rings;
+    this.queues = parts.rings.length / 2;
     this.#kicks = parts.kicks;
     this.#calls = parts.calls;
     this.#epoll = parts.epoll;
@@ -182,12 +192,15 @@ export class VirtioUser {
       (parts.acknowledged & (features.VIRTIO_NET_F_CSUM | features.VIRTIO_NET_F_GUEST_CSUM)) !== 0n;
   }
 
-  /** Connects, negotiates and starts one pair of queues. Rejects with an Error that names what failed. */
+  /** Connects, negotiates, starts and enables the queues. Rejects with an Error that names what failed. */
   static async open(options: VirtioUserOptions): Promise<VirtioUser> {
     const size = options.queueSize ?? 256;
     const bufferLength = options.bufferLength ?? 2048;
     const timeout = options.timeout ?? 5000;
+    const queues = options.queues ?? 1;
     checkOptions(size, options.packed ?? false, bufferLength, options.segmentLength);
+    if (!Number.isInteger(queues) || queues < 1 || queues > MAX_QUEUES)
+      throw new RangeError(`queues ${queues}: 1 to ${MAX_QUEUES} expected`);
     const poller = sharedPoller();
     const undo: (() => unknown)[] = [() => poller.release()];
     try {
@@ -206,7 +219,10 @@ export class VirtioUser {
       let wanted = options.features ?? DRIVER_FEATURES;
       if (options.packed) wanted |= features.VIRTIO_F_RING_PACKED;
       if (options.offloads) wanted |= DRIVER_OFFLOADS;
+      if (queues > 1) wanted |= features.VIRTIO_NET_F_MQ;
       const negotiated = await session.negotiate(wanted, DRIVER_PROTOCOL_FEATURES);
+      if (negotiated.queuePairs < queues)
+        throw new RangeError(`queues ${queues}: the back-end has ${negotiated.queuePairs} at most`);
 
       shared ??= new Arena();
       const arena = shared;
@@ -216,7 +232,8 @@ export class VirtioUser {
       const at = packed ? packedLayout(size) : splitLayout(size);
       const ringLength = roundUp(at.length, 4096);
       const queueLength = ringLength + roundUp(size * bufferLength, 4096) + size * TABLE_ENTRIES * 16;
-      const pool = new Pool(arena, 'virtio-user', 2 * queueLength);
+      const count = 2 * queues;
+      const pool = new Pool(arena, 'virtio-user', count * queueLength);
       undo.push(() => pool.close());
       const address = arena.base + BigInt(pool.range.start);
       await session.setMemoryTable([
@@ -233,14 +250,16 @@ export class VirtioUser {
       const stride = layout.DRIVER_RING_STRIDE!;
       const shadowLength = size * layout.SHADOW_STRIDE!;
       const frameRoom = roundUp(HEADER_ROOM + MAX_FRAME, 64);
-      const tables = arena.takeTable(2 * (stride + roundUp(shadowLength, 64)) + frameRoom);
+      const tables = arena.takeTable(count * (stride + roundUp(shadowLength, 64)) + frameRoom);
       undo.push(() => arena.freeTable(tables));
       const offsets = fields(layout, 'DriverRing', RING_FIELDS);
       const acknowledged = negotiated.features;
-      const kicks = [eventfd(), eventfd()];
-      const calls = [eventfd(), eventfd()];
+      const kicks: number[] = [];
+      const calls: number[] = [];
       undo.push(() => [...kicks, ...calls].forEach(closeFd));
-      const rings = [TO_US, FROM_US].map((index) => {
+      const rings = Array.from({ length: count }, (_, index) => {
+        kicks.push(eventfd());
+        calls.push(eventfd());
         const ring: Ring = new Struct(arena, tables.start + index * stride, offsets);
         const start = pool.range.start + index * queueLength;
         ring.set('size', size);
@@ -258,21 +277,21 @@ export class VirtioUser {
         ring.set('bufferLength', bufferLength);
         ring.set('segmentLength', Math.min(options.segmentLength ?? bufferLength, bufferLength));
         ring.set('headerAlone', options.headerAlone ? 1 : 0);
-        ring.set('shadow', tables.start + 2 * stride + index * roundUp(shadowLength, 64));
+        ring.set('shadow', tables.start + count * stride + index * roundUp(shadowLength, 64));
         ring.set('tables', start + ringLength + roundUp(size * bufferLength, 4096));
         ring.set('tableEntries', TABLE_ENTRIES);
         return ring;
       });
       const epoll = new Epoll();
       undo.push(() => epoll.close());
-      epoll.add(calls[TO_US]!, EPOLLIN);
+      for (const [index, fd] of calls.entries()) if (index % 2 === TO_US) epoll.add(fd, EPOLLIN);
       const device = new VirtioUser({
         arena, poller, session, closed, pool, tables, rings, kicks, calls, epoll,
         frame: tables.start + tables.length - frameRoom + HEADER_ROOM, acknowledged,
       }); // biome-ignore format: a record
       const { functions } = arena.dataplane;
       for (const [index, ring] of rings.entries()) {
-        functions.prepareDriver(ring.at, index === TO_US ? 1 : 0);
+        functions.prepareDriver(ring.at, index % 2 === TO_US ? 1 : 0);
         functions.publishDriver(ring.at);
         functions.disarmDriver(ring.at);
         const user = (offset: number) => arena.base + BigInt(offset);
@@ -295,26 +314,40 @@ export class VirtioUser {
   }
 
   /**
-   * Sends a frame of 14 to 65550 bytes; `offload` says what is left undone in it, where that was negotiated.
-   * False: the ring is full now. Throws when the back-end broke a rule.
+   * Sends a frame of 14 to 65550 bytes on a queue; `offload` says what is left undone in it, where that was
+   * negotiated. False: the ring is full now. Throws when the back-end broke a rule.
    */
-  send(frame: Uint8Array, offload?: Offload): boolean {
+  send(frame: Uint8Array, offload?: Offload, queue = 0): boolean {
     const { functions } = this.#live();
+    const index = this.#index(queue, FROM_US);
     this.#take(frame, offload);
-    const result = this.#check(
-      functions.sendFrame(this.#rings[FROM_US]!.at, this.#frame, frame.length),
-      FROM_US,
-    );
-    this.#publish(FROM_US);
+    const result = this.#check(functions.sendFrame(this.#rings[index]!.at, this.#frame, frame.length), index);
+    this.#publish(index);
     return result > 0;
   }
 
-  /** The next received frame, a copy; undefined when none came. Throws when the back-end broke a rule. */
-  receive(): Uint8Array | undefined {
+  /**
+   * The next received frame, a copy, of one queue or of whichever has one, in turn; undefined when none came. Throws
+   * when the back-end broke a rule.
+   */
+  receive(queue?: number): Uint8Array | undefined {
+    if (queue !== undefined) return this.#receive(queue);
+    for (let i = 0; i < this.queues; i++) {
+      const at = (this.#next + i) % this.queues;
+      const frame = this.#receive(at);
+      if (frame === undefined) continue;
+      this.#next = at + 1;
+      return frame;
+    }
+    return undefined;
+  }
+
+  #receive(queue: number): Uint8Array | undefined {
     const { functions } = this.#live();
-    const length = this.#check(functions.receiveFrame(this.#rings[TO_US]!.at, this.#frame), TO_US);
+    const index = this.#index(queue, TO_US);
+    const length = this.#check(functions.receiveFrame(this.#rings[index]!.at, this.#frame), index);
     if (length === 0) return undefined;
-    this.#publish(TO_US);
+    this.#publish(index);
     if (this.#offloads) this.#received = readNetHeader(this.#header());
     return this.#arena.u8.slice(this.#frame, this.#frame + length);
   }
@@ -325,71 +358,105 @@ export class VirtioUser {
   }
 
   /**
-   * Sends up to `count` copies of a frame (at least 22 bytes) as one burst, each with the next sequence number
-   * in its bytes 14 to 21. Returns how many fitted.
+   * Sends up to `count` copies of a frame (at least 22 bytes) as one burst on a queue, each with that queue's next
+   * sequence number in its bytes 14 to 21. Returns how many fitted.
    */
-  floodFrames(frame: Uint8Array, count: number): number {
+  floodFrames(frame: Uint8Array, count: number, queue = 0): number {
     const { functions } = this.#live();
+    const index = this.#index(queue, FROM_US);
     this.#take(frame);
-    const at = this.#rings[FROM_US]!.at;
+    const at = this.#rings[index]!.at;
     const sent = functions.floodFrames(at, this.#frame, frame.length, count, SEQUENCE_OFFSET);
-    this.#publish(FROM_US);
-    return this.#check(sent, FROM_US);
+    this.#publish(index);
+    return this.#check(sent, index);
   }
 
-  /** Receives up to `count` frames, counts them and their gaps in the sequence, and forgets them. */
-  drainFrames(count: number): number {
+  /** Receives up to `count` frames of a queue, counts them and their gaps in the sequence, and forgets them. */
+  drainFrames(count: number, queue = 0): number {
     const { functions } = this.#live();
-    const came = functions.drainFrames(this.#rings[TO_US]!.at, count, SEQUENCE_OFFSET);
-    this.#publish(TO_US);
-    return this.#check(came, TO_US);
+    const index = this.#index(queue, TO_US);
+    const came = functions.drainFrames(this.#rings[index]!.at, count, SEQUENCE_OFFSET);
+    this.#publish(index);
+    return this.#check(came, index);
   }
 
   /**
-   * Waits until a frame has come, at most `timeout` milliseconds; false when none came or the device was closed.
-   * Costs no CPU. One wait at a time.
+   * Enables or disables a queue pair. The back-end sends nothing to a disabled one and drops what it sends; frames
+   * that came before can still be received.
+   */
+  async enable(queue: number, enabled: boolean): Promise<void> {
+    this.#live();
+    for (const direction of [TO_US, FROM_US])
+      await this.#session.enable(this.#index(queue, direction), enabled);
+  }
+
+  /**
+   * Waits until a frame has come on any queue, at most `timeout` milliseconds; false when none came or the device
+   * was closed. Costs no CPU. One wait at a time.
    */
   async wait(timeout: number): Promise<boolean> {
-    const { functions } = this.#live();
-    const at = this.#rings[TO_US]!.at;
-    const callFd = this.#calls[TO_US]!;
-    drain(callFd);
-    if (functions.armDriver(at)) {
-      functions.disarmDriver(at);
-      return true;
-    }
+    if (this.#arm()) return true;
+    const { poller } = this.#poller;
     return new Promise<boolean>((resolve) => {
       const timer = setTimeout(() => done(false), timeout);
       const done = (result: boolean) => {
         clearTimeout(timer);
-        this.#poller.poller.remove(callFd);
-        functions.disarmDriver(at);
+        for (const { callFd } of this.#receivers) poller.remove(callFd);
+        this.#disarm();
         resolve(result);
       };
       this.#endWait = () => done(false);
-      this.#poller.poller.add(callFd, EPOLLIN, () => done(true));
+      for (const { callFd } of this.#receivers) poller.add(callFd, EPOLLIN, () => done(true));
     });
   }
 
   /** As wait(), but blocks this thread in the kernel: the soonest way to notice a frame without polling. */
   sleep(timeout: number): boolean {
-    const { functions } = this.#live();
-    const at = this.#rings[TO_US]!.at;
-    drain(this.#calls[TO_US]!);
-    const came = functions.armDriver(at) !== 0 || this.#epoll.wait(timeout) > 0;
-    functions.disarmDriver(at);
+    if (this.#arm()) return true;
+    const came = this.#epoll.wait(timeout) > 0;
+    this.#disarm();
     return came;
   }
 
-  counters(): VirtioUserCounters {
-    const [rx, tx] = this.#rings as [Ring, Ring];
+  /** Asks for interrupts on all queues; true, and nothing asked for, when frames have come meanwhile. */
+  #arm(): boolean {
+    const { functions } = this.#live();
+    let came = false;
+    for (const { at, callFd } of this.#receivers) {
+      drain(callFd);
+      if (functions.armDriver(at)) came = true;
+    }
+    if (came) this.#disarm();
+    return came;
+  }
+
+  #disarm(): void {
+    for (const { at } of this.#receivers) this.#arena.dataplane.functions.disarmDriver(at);
+  }
+
+  /** Counters of one queue pair, or of all. */
+  counters(queue?: number): VirtioUserCounters {
+    const sum = (direction: number, field: 'packets' | 'bytes' | 'gaps') =>
+      this.#rings
+        .filter((_, i) => i % 2 === direction && (queue === undefined || queue === i >>> 1))
+        .reduce((total, ring) => total + Number(ring.get64(field)), 0);
     return {
-      rxPackets: Number(rx.get64('packets')),
-      rxBytes: Number(rx.get64('bytes')),
-      txPackets: Number(tx.get64('packets')),
-      txBytes: Number(tx.get64('bytes')),
-      gaps: Number(rx.get64('gaps')),
+      rxPackets: sum(TO_US, 'packets'),
+      rxBytes: sum(TO_US, 'bytes'),
+      txPackets: sum(FROM_US, 'packets'),
+      txBytes: sum(FROM_US, 'bytes'),
+      gaps: sum(TO_US, 'gaps'),
     };
+  }
+
+  /** Of each queue pair the ring that frames come on, and its eventfd. */
+  get #receivers(): { at: number; callFd: number }[] {
+    return this.#rings.flatMap(({ at }, i) => (i % 2 === TO_US ? [{ at, callFd: this.#calls[i]! }] : []));
+  }
+
+  #index(queue: number, direction: number): number {
+    if (Number.isInteger(queue) && queue >= 0 && queue < this.queues) return 2 * queue + direction;
+    throw new RangeError(`queue ${queue}: this device has ${this.queues}, from 0 on`);
   }
 
   /** The data plane, while this device has rings in it. */

@@ -124,16 +124,25 @@ export class Workers {
   }
 
   /**
-   * The worker for another ring: one with the fewest, of equals the one whose `turn` it is, so that the first rings
-   * of several guests, which are all that some use, don't meet at one worker. Throws where no worker takes more.
+   * The worker for another ring of a guest: one with the fewest of the guest's rings, which are polled by `others`,
+   * of those one with the fewest at all, of equals the one whose `turn` it is, so that the first rings of several
+   * guests, which are all that some use, don't meet at one worker. Throws where no worker takes more.
    */
-  place(turn: number): number {
-    const counts = this.#threads.map((t) => t.shared.get('queueCount'));
-    const fewest = Math.min(...counts);
+  place(others: readonly number[], turn: number): number {
     const limit = this.#structures.constant('MAX_QUEUES');
-    if (fewest >= limit)
+    const count = this.#threads.length;
+    const open = this.#threads
+      .map(({ index, shared }) => ({
+        index,
+        own: others.filter((worker) => worker === index).length,
+        all: shared.get('queueCount'),
+        turn: (index - turn + count * turn) % count,
+      }))
+      .filter(({ all }) => all < limit)
+      .sort((a, b) => a.own - b.own || a.all - b.all || a.turn - b.turn);
+    if (open.length === 0)
       throw new Error(`every worker polls ${limit} queues, which is its limit: more workers take more`);
-    for (let i = turn % counts.length; ; i = (i + 1) % counts.length) if (counts[i] === fewest) return i;
+    return open[0]!.index;
   }
 
   /** Gives a ring to a worker (see place) to poll. */
