@@ -45,9 +45,10 @@ export class Arena {
   /** What to add to an offset to make its address a multiple of MAP_ALIGN. */
   readonly #skew: number;
 
-  constructor() {
+  /** With another build of the data plane than the one beside this program, if it is given. */
+  constructor(module = compileDataplane()) {
     this.memory = new WebAssembly.Memory({ initial: ARENA_PAGES, maximum: ARENA_PAGES, shared: true });
-    this.module = compileDataplane();
+    this.module = module;
     this.dataplane = instantiateDataplane(this.module, this.memory);
     const buffer = this.memory.buffer;
     this.u8 = new Uint8Array(buffer);

@@ -426,14 +426,18 @@ export interface Round {
 }
 
 export class Plane {
-  readonly arena = new Arena();
-  readonly structures = new Structures(this.arena);
-  readonly functions = this.arena.dataplane.functions;
-  readonly worker: WorkerStruct = this.structures.worker(0);
+  readonly arena: Arena;
+  readonly structures: Structures;
+  readonly functions: Arena['dataplane']['functions'];
+  readonly worker: WorkerStruct;
   readonly ports: PlanePort[] = [];
   readonly #tables: Range[] = [];
 
-  constructor() {
+  constructor(arena = new Arena()) {
+    this.arena = arena;
+    this.structures = new Structures(arena);
+    this.functions = arena.dataplane.functions;
+    this.worker = this.structures.worker(0);
     const { header } = this.structures;
     header.set('workerCount', 1);
     header.set('now', 1000);

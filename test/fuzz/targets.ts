@@ -1,0 +1,36 @@
+/**
+ * What is fuzzed. An execution of a target depends on its generator alone, and thereby on one number: the same
+ * number fails again.
+ */
+import { randomPackedCase, randomSplitCase } from '../dataplane/random-rings.ts';
+import { INDIRECT, MERGEABLE, PACKED, type Plane } from '../support/plane.ts';
+import type { Random } from '../support/random.ts';
+import { lyingDevices } from './driver.ts';
+import { frames } from './frames.ts';
+import { messages } from './messages.ts';
+
+export interface Target {
+  /** Runs once; throws when something is wrong. */
+  one(random: Random): void | Promise<void>;
+  close?(): Promise<void>;
+}
+
+export type MakePlane = () => Plane;
+
+const FLAGS = [0, INDIRECT, MERGEABLE, MERGEABLE | INDIRECT];
+
+function rings(makePlane: MakePlane, randomCase: typeof randomSplitCase): Target {
+  const cases = (['tx', 'rx'] as const).flatMap((which) =>
+    FLAGS.map((flags) => randomCase(makePlane(), which, flags)),
+  );
+  return { one: (random) => void random.pick(cases)(random) };
+}
+
+export const TARGETS: Readonly<Record<string, (makePlane: MakePlane) => Target | Promise<Target>>> = {
+  'split-device': (makePlane) => rings(makePlane, randomSplitCase),
+  'packed-device': (makePlane) => rings(makePlane, randomPackedCase),
+  'split-driver': (makePlane) => ({ one: lyingDevices(makePlane, 0) }),
+  'packed-driver': (makePlane) => ({ one: lyingDevices(makePlane, PACKED) }),
+  frames: (makePlane) => ({ one: frames(makePlane) }),
+  messages: () => messages(),
+};
