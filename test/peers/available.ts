@@ -6,7 +6,7 @@ import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { recipe } from './guest-recipe.ts';
 
-export type Peer = 'hugepages' | 'dpdk' | 'ovs' | 'qemu' | 'guestKernel';
+export type Peer = 'hugepages' | 'dpdk' | 'ovs' | 'qemu' | 'guestKernel' | 'libvirtSchema';
 
 /** The repository's root, from dist/test/peers. */
 export const root = fileURLToPath(new URL('../../..', import.meta.url));
@@ -16,6 +16,8 @@ export const cache = join(root, '.peers');
 export const guestFolder = join(cache, `guest-${recipe}`);
 export const guestKernel = join(guestFolder, 'vmlinuz');
 export const guestInitramfs = join(guestFolder, 'initramfs.gz');
+/** What libvirt checks domains against, by libvirt-schema.ts. */
+export const libvirtSchema = join(cache, 'libvirt-schemas/domain.rng');
 export const ovsVswitchd = '/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk';
 export const qemuProgram = 'qemu-system-x86_64';
 
@@ -66,6 +68,10 @@ export function peers(): Record<Peer, true | string> {
     guestKernel: need(
       existsSync(guestKernel) && existsSync(guestInitramfs),
       'the guest kernel is not there: run "node dist/test/peers/setup.js" where apt-get can download',
+    ),
+    libvirtSchema: need(
+      existsSync(libvirtSchema) && which('xmllint'),
+      'libvirt\'s schema or xmllint is not there: run "node dist/test/peers/setup.js" where apt-get can download and install libxml2-utils',
     ),
   };
 }

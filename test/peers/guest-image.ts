@@ -19,6 +19,7 @@ import { basename, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { cache, guestFolder, guestInitramfs, guestKernel } from './available.ts';
 import { INIT, LIBRARIES, MODULES, PROGRAMS } from './guest-recipe.ts';
+import { unpack } from './packages.ts';
 
 /** True when the image is there and is what the recipe says. */
 export function imageIsCurrent(): boolean {
@@ -56,6 +57,8 @@ export function buildImage(): void {
     mkdirSync(image);
     copyFileSync(join(work, 'boot', kernel), join(image, basename(guestKernel)));
     writeFileSync(join(image, basename(guestInitramfs)), gzipSync(archive));
+    // Another tree with the same recipe may have been quicker.
+    if (imageIsCurrent()) return;
     rmSync(guestFolder, { recursive: true, force: true });
     renameSync(image, guestFolder);
   } finally {
@@ -98,16 +101,6 @@ function kernelPackages(): string[] {
     if (names.length > 0) return names.map((match) => match[1] as string);
   }
   throw new Error('apt knows no package linux-image-amd64: run "apt-get update" as root');
-}
-
-function unpack(names: string[], folder: string): void {
-  execFileSync('apt-get', ['download', '-q', '-o', 'APT::Sandbox::User=root', ...names], {
-    cwd: folder,
-    stdio: ['ignore', 'ignore', 'pipe'],
-  });
-  for (const file of readdirSync(folder).filter((entry) => entry.endsWith('.deb'))) {
-    execFileSync('dpkg-deb', ['-x', file, '.'], { cwd: folder });
-  }
 }
 
 /** Copies the modules and what they depend on to `target`; returns their file names in the order of loading. */

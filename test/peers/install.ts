@@ -4,8 +4,9 @@
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { type Peer, peers, which } from './available.ts';
+import { libvirtSchema, type Peer, peers, which } from './available.ts';
 import { buildImage, imageIsCurrent } from './guest-image.ts';
+import { fetchSchema } from './libvirt-schema.ts';
 import { accelerator } from './qemu.ts';
 
 /** Debian's packages for each peer. */
@@ -15,6 +16,7 @@ const PACKAGES: Record<Peer, string[]> = {
   ovs: ['openvswitch-switch-dpdk'],
   qemu: ['qemu-system-x86'],
   guestKernel: [],
+  libvirtSchema: ['libxml2-utils'],
 };
 
 /** 2 MiB pages for as many peers as run side by side. */
@@ -30,8 +32,9 @@ export function install(wanted: Peer[], say: (line: string) => void): void {
     setHugepages();
   const missing = wanted.filter((peer) => peers()[peer] !== true);
   const packages = missing.flatMap((peer) => PACKAGES[peer]);
+  const schema = wanted.includes('libvirtSchema') && !existsSync(libvirtSchema);
   const image = wanted.includes('guestKernel') && process.arch === 'x64' && !imageIsCurrent();
-  if (isRoot && apt && (packages.length > 0 || image)) {
+  if (isRoot && apt && (packages.length > 0 || image || schema)) {
     attempt(say, 'apt-get update', () => run('apt-get', ['update', '-q']));
     if (packages.length > 0) {
       attempt(say, `apt-get install ${packages.join(' ')}`, () =>
@@ -49,6 +52,7 @@ export function install(wanted: Peer[], say: (line: string) => void): void {
     }
   }
   if (apt && image) attempt(say, 'downloading the guest kernel and building its initramfs', buildImage);
+  if (apt && schema) attempt(say, "downloading libvirt's schema", fetchSchema);
   const found = peers();
   if (found.qemu === true && found.guestKernel === true && wanted.includes('qemu')) accelerator();
 }
