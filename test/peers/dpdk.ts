@@ -53,6 +53,14 @@ export function vhost(
   });
 }
 
+/**
+ * Options of testpmd for so many queues on each port, with sent packets of many flows, so that a switch that spreads
+ * by flow has something to spread.
+ */
+export function queueArguments(queues: number): string[] {
+  return [`--rxq=${queues}`, `--txq=${queues}`, '--txonly-multi-flow'];
+}
+
 function vdev(name: string, options: Record<string, string | number | undefined>): string {
   const given = Object.entries(options).filter(([, value]) => value !== undefined);
   return [name, ...given.map(([key, value]) => `${key}=${value}`)].join(',');
