@@ -4,6 +4,7 @@
  * the two ends sets the rate.
  */
 import { Testpmd, virtioUser } from '../test/peers/dpdk.ts';
+import { assertPath, type RingPath } from '../test/peers/paths.ts';
 import { cpuSeconds } from '../test/peers/process.ts';
 import type { Distance } from './distance.ts';
 import { percentile } from './report.ts';
@@ -43,6 +44,10 @@ export interface LoadOptions {
   bursts: number;
   /** Of the two CPUs. */
   distance: Distance;
+  /** The way through the guests' driver; default: what DPDK chooses with all features on. */
+  path?: RingPath;
+  /** MiB of hugepages that the guests' process gets, and packets that it has in all; default: testpmd's own. */
+  memory?: { size: number; packets: number };
 }
 
 export type Place = 'near' | 'far';
@@ -93,20 +98,26 @@ export class RunningLoad {
   static async start(
     subject: Subject,
     sockets: readonly [string, string],
-    { size, bursts, distance }: LoadOptions,
+    { size, bursts, distance, path, memory }: LoadOptions,
     say: (line: string) => void,
   ): Promise<RunningLoad> {
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const guests = await Testpmd.start({
         cpu: GUEST_CPU,
-        vdevs: sockets.map((path, index) => virtioUser(index, { path, mac: MACS[index], queueSize: RING })),
+        ...(path?.eal ? { eal: path.eal } : {}),
+        ...(memory ? { memory: memory.size } : {}),
+        vdevs: sockets.map((socket, index) =>
+          virtioUser(index, { ...path?.options, path: socket, mac: MACS[index], queueSize: RING }),
+        ),
         args: [
           '--forward-mode=mac',
           `--eth-peer=0,${MACS[1]}`,
           `--eth-peer=1,${MACS[0]}`,
           `--txpkts=${size}`,
+          ...(memory ? [`--total-num-mbufs=${memory.packets}`] : []),
         ],
       });
+      if (path) await assertPath(guests, path, [0, 1]);
       await guests.waitForLinks();
       await guests.command(`start tx_first ${bursts}`);
       const rates = await guests.rates(WARM_UP);

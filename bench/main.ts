@@ -3,22 +3,27 @@ import { parseArgs } from 'node:util';
 import { documentIdle, idle, renderIdle } from './idle.ts';
 import { documentLatency, latency, renderLatency } from './latency.ts';
 import { BURSTS } from './load.ts';
+import { documentPaths, paths, renderPaths } from './paths.ts';
 import { documentPorts, ports, renderPorts } from './ports.ts';
 import { documentStartup, renderStartup, startup } from './startup.ts';
+import { subjectNames } from './subjects.ts';
+import { documentTcp, renderTcp, tcp } from './tcp.ts';
 import * as guests from './v2v.ts';
 
 const USAGE = `usage: npm run bench -- NAME [options]
 
   v2v      packets a second between two guests, beside DPDK's vhost and Open vSwitch with DPDK
+  paths    packets a second by format and features of the rings, beside DPDK's vhost
+  tcp      TCP between Linux guests with and without TSO, beside Open vSwitch with DPDK
   ports    cost a packet on a switch of 256 ports beside one of two
   startup  from the start of the process to its ready line, from a guest's connect to its first packet
   latency  round trips between two guests that poll and two that sleep
   idle     CPU and memory with two connected guests that are quiet
 
-  --turns N        repetitions (v2v and ports 5, startup 10)
-  --seconds N      measured seconds (v2v 6, ports 3, idle 10)
-  --bursts N       v2v: bursts of 32 packets that circulate in each direction (${BURSTS})
-  --only A,B       v2v: of ${guests.subjectNames.join(', ')}
+  --turns N        repetitions (v2v, paths and ports 5, tcp 3, startup 10)
+  --seconds N      measured seconds (v2v 6, paths and ports 3, tcp 5, idle 10)
+  --bursts N       v2v, paths: bursts of 32 packets that circulate in each direction (${BURSTS})
+  --only A,B       v2v: of ${subjectNames.join(', ')}
   --no-write       leave docs/performance.md as it is
   --json           print one JSON object instead of a table`;
 
@@ -50,9 +55,9 @@ async function main(): Promise<void> {
 
   switch (values.help ? 'help' : positionals[0]) {
     case 'v2v': {
-      const only = values.only?.split(',') ?? guests.subjectNames;
-      const subjects = guests.subjectNames.filter((name) => only.includes(name));
-      if (subjects.length !== only.length) throw new Error(`--only takes ${guests.subjectNames.join(', ')}`);
+      const only = values.only?.split(',') ?? subjectNames;
+      const subjects = subjectNames.filter((name) => only.includes(name));
+      if (subjects.length !== only.length) throw new Error(`--only takes ${subjectNames.join(', ')}`);
       const options = {
         turns: number('turns', 5),
         seconds: number('seconds', 6),
@@ -61,6 +66,18 @@ async function main(): Promise<void> {
       report(await guests.v2v({ ...options, subjects }, say), guests.render, guests.document);
       break;
     }
+    case 'paths': {
+      const options = {
+        turns: number('turns', 5),
+        seconds: number('seconds', 3),
+        bursts: number('bursts', BURSTS),
+      };
+      report(await paths(options, say), renderPaths, documentPaths);
+      break;
+    }
+    case 'tcp':
+      report(await tcp(number('turns', 3), number('seconds', 5), say), renderTcp, documentTcp);
+      break;
     case 'ports':
       report(await ports(number('turns', 5), number('seconds', 3), say), renderPorts, documentPorts);
       break;

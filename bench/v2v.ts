@@ -4,77 +4,15 @@
  * third from one minute to the next.
  */
 import { existsSync } from 'node:fs';
-import { join } from 'node:path';
 import { featureNames } from '../src/virtio/features.ts';
 import { ovsVswitchd, skipWithout } from '../test/peers/available.ts';
-import { Testpmd, vhost } from '../test/peers/dpdk.ts';
-import { Ovs } from '../test/peers/ovs.ts';
-import { scratch } from '../test/peers/process.ts';
-import { program, Vireo } from '../test/peers/vireo.ts';
+import { program } from '../test/peers/vireo.ts';
 import { Distance } from './distance.ts';
-import {
-  GUEST_CPU,
-  type Load,
-  measure,
-  type Place,
-  RING,
-  RunningLoad,
-  type Subject,
-  SWITCH_CPU,
-} from './load.ts';
+import { GUEST_CPU, type Load, type Place, RING, SWITCH_CPU } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, version, writeSection } from './report.ts';
+import { type SubjectName, TITLES, together } from './subjects.ts';
 
 const SIZES = [64, 256, 1500];
-
-/** A switch with two vhost-user ports on the sockets `a` and `b` in its directory. */
-interface Running extends Subject {
-  directory: string;
-  close: () => Promise<void>;
-}
-
-const subjects = {
-  vireo: async (): Promise<Running> => {
-    const vireo = await Vireo.start({ ports: ['a', 'b'], poll: 'busy', cpu: SWITCH_CPU });
-    return { name: 'vireo', directory: vireo.directory, pid: vireo.child.pid, close: () => vireo.close() };
-  },
-  testpmd: async (): Promise<Running> => {
-    const { path, remove } = scratch('vhost');
-    const pmd = await Testpmd.start({
-      cpu: SWITCH_CPU,
-      vdevs: ['a', 'b'].map((name, index) => vhost(index, { iface: join(path, name) })),
-      args: ['--forward-mode=io', '--auto-start'],
-    });
-    return {
-      name: 'testpmd',
-      directory: path,
-      pid: pmd.child.pid,
-      cyclesPerPacket: (seconds) => pmd.cyclesPerPacket(seconds),
-      close: async () => {
-        await pmd.close();
-        remove();
-      },
-    };
-  },
-  ovs: async (): Promise<Running> => {
-    const ovs = await Ovs.start({ ports: ['a', 'b'], cpu: SWITCH_CPU });
-    return {
-      name: 'ovs',
-      directory: ovs.directory,
-      pid: ovs.pid,
-      cyclesPerPacket: async (seconds) => (await ovs.performance(seconds)).cyclesPerPacket,
-      close: () => ovs.close(),
-    };
-  },
-};
-
-export type SubjectName = keyof typeof subjects;
-export const subjectNames = Object.keys(subjects) as SubjectName[];
-
-const TITLES: Record<SubjectName, string> = {
-  vireo: 'Vireo, learning',
-  testpmd: 'DPDK testpmd, vhost io (no switching)',
-  ovs: 'Open vSwitch with DPDK, learning',
-};
 
 const PLACES: Place[] = ['near', 'far'];
 const PLACE: Record<Place, string> = {
@@ -136,7 +74,11 @@ async function turns(options: Options, distance: Distance, say: (line: string) =
       // Whoever comes first in one turn comes later in the next: warmth of the machine favours none.
       const first = turn % options.subjects.length;
       const order = [...options.subjects.slice(first), ...options.subjects.slice(0, first)];
-      const found = await together(order, size, options, distance, say);
+      const found = await together(
+        order.map((subject) => ({ subject, size, bursts: options.bursts, distance })),
+        options.seconds,
+        say,
+      );
       for (const [index, { features, ...load }] of found.entries()) {
         const names = featureNames(features).map((name) => name.replace(/^VIRTIO_(NET_)?F_/, ''));
         const run = { subject: order[index] as SubjectName, turn, size, ...load, features: names };
@@ -146,34 +88,6 @@ async function turns(options: Options, distance: Distance, say: (line: string) =
     }
   }
   return runs;
-}
-
-/** Starts every switch with its guests and measures them in turn. */
-async function together(
-  names: SubjectName[],
-  size: number,
-  { seconds, bursts }: Options,
-  distance: Distance,
-  say: (line: string) => void,
-): Promise<Load[]> {
-  const running: { switch: Running; load?: RunningLoad }[] = [];
-  try {
-    for (const name of names) {
-      const subject: (typeof running)[number] = { switch: await subjects[name]() };
-      running.push(subject);
-      const sockets = [join(subject.switch.directory, 'a'), join(subject.switch.directory, 'b')] as const;
-      subject.load = await RunningLoad.start(subject.switch, sockets, { size, bursts, distance }, say);
-    }
-    return await measure(
-      running.flatMap(({ load }) => load ?? []),
-      seconds,
-    );
-  } finally {
-    for (const subject of running) {
-      await subject.load?.close();
-      await subject.switch.close();
-    }
-  }
 }
 
 function line({ near, far, windows }: Run): string {

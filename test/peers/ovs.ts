@@ -14,10 +14,12 @@ const SCHEMA = '/usr/share/openvswitch/vswitch.ovsschema';
 const BRIDGE = 'br0';
 
 export interface OvsOptions {
-  /** vhost-user ports, each a server on a socket of this name in `directory`. */
+  /** vhost-user ports, each on a socket of this name in `directory`: servers, with `tso` clients. */
   ports: string[];
   /** The CPU of the forwarding thread. */
   cpu?: number;
+  /** Offers large segments; its ports that listen never do. */
+  tso?: boolean;
   /** MiB of hugepages to begin with. */
   memory?: number;
 }
@@ -52,7 +54,7 @@ export class Ovs {
     return ovs;
   }
 
-  async #start({ ports, cpu = 0, memory = 512 }: OvsOptions): Promise<void> {
+  async #start({ ports, cpu = 0, memory = 512, tso = false }: OvsOptions): Promise<void> {
     const database = join(this.directory, 'conf.db');
     await execute('ovsdb-tool', ['create', database, SCHEMA]);
     await this.#daemon('ovsdb-server', 'ovsdb-server', 10_000, [database, `--remote=punix:${this.#socket}`]);
@@ -61,6 +63,7 @@ export class Ovs {
       'dpdk-init': 'true',
       'dpdk-socket-mem': `"${memory}"`,
       'dpdk-extra': `"--no-pci --in-memory --file-prefix vireo-ovs-${process.pid}"`,
+      'userspace-tso-enable': String(tso),
       'pmd-cpu-mask': `"0x${(1 << cpu).toString(16)}"`,
     };
     const values = Object.entries(settings).map(([key, value]) => `other_config:${key}=${value}`);
@@ -68,8 +71,12 @@ export class Ovs {
     await this.#daemon('vswitchd', ovsVswitchd, 60_000, [`unix:${this.#socket}`]);
     await this.vsctl('add-br', BRIDGE, '--', 'set', 'bridge', BRIDGE, 'datapath_type=netdev');
     for (const port of ports) {
-      await this.vsctl('add-port', BRIDGE, port, '--', 'set', 'interface', port, 'type=dpdkvhostuser');
+      const options = tso
+        ? ['type=dpdkvhostuserclient', `options:vhost-server-path=${join(this.directory, port)}`]
+        : ['type=dpdkvhostuser'];
+      await this.vsctl('add-port', BRIDGE, port, '--', 'set', 'interface', port, ...options);
     }
+    if (tso) return;
     await until('sockets of OVS', 10_000, () =>
       ports.every((port) => existsSync(join(this.directory, port))),
     );
