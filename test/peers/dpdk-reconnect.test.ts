@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import type { PortStatus } from '../../src/index.ts';
 import { skipWithout } from './available.ts';
-import { Testpmd, virtioUser } from './dpdk.ts';
+import { queueArguments, Testpmd, virtioUser } from './dpdk.ts';
 import { assertPath, everything, lacking, paths, type RingPath } from './paths.ts';
 import { scratch, until } from './process.ts';
 import { Vireo } from './vireo.ts';
@@ -17,9 +17,12 @@ const PORTS = ['a', 'b'];
 const MACS = ['02:00:00:00:00:01', '02:00:00:00:00:02'] as const;
 /** Those that differ most; the others with VIREO_MATRIX=full. */
 const SAMPLE = ['split in-order mergeable', 'packed mergeable', 'packed in-order non-mergeable'];
+const QUEUES = 8;
 const BURSTS = 4;
+/** How `rings` of a port ends when all are there and enabled. */
+const PAIRS = `, ${QUEUES} pairs`;
 /** More than are on their way. */
-const MANY = 2 * BURSTS * 32;
+const MANY = 2 * BURSTS * 32 * QUEUES;
 
 describe(`killed and back ${TURNS} times`, { skip: skipWithout('dpdk') }, () => {
   for (const path of paths.filter(({ name }) => everything || SAMPLE.includes(name))) {
@@ -42,10 +45,17 @@ async function run(path: RingPath): Promise<void> {
           path: join(directory.path, name),
           server: true,
           mac: MACS[i as 0 | 1],
+          queues: QUEUES,
         }),
       ),
       eal: path.eal ?? [],
-      args: ['--forward-mode=mac', `--eth-peer=0,${MACS[1]}`, `--eth-peer=1,${MACS[0]}`, `--txpkts=${size}`],
+      args: [
+        '--forward-mode=mac',
+        `--eth-peer=0,${MACS[1]}`,
+        `--eth-peer=1,${MACS[0]}`,
+        `--txpkts=${size}`,
+        ...queueArguments(QUEUES),
+      ],
     });
   };
 
@@ -57,7 +67,10 @@ async function run(path: RingPath): Promise<void> {
     const ports = async (what: string, test: (port: PortStatus) => boolean) =>
       until(what, 60_000, async () => (await vireo.control.ports()).every(test));
     const flows = async (who: string) => {
-      await ports(`guest on each port after ${who}`, (port) => port.state === 'up');
+      await ports(
+        `guest on each port after ${who}`,
+        (port) => port.state === 'up' && port.rings.endsWith(PAIRS),
+      );
       await guests.waitForLinks(30_000);
       const before = new Map((await vireo.control.ports()).map((port) => [port.name, port.rxPackets]));
       await guests.command('stop');
