@@ -21,6 +21,8 @@ interface Guest {
   /** MiB. */
   memory: number;
   mac: string;
+  /** Pairs; default 1. */
+  queues?: number;
 }
 
 /** What the guest's side is told: options with their values, or lines of XML; and what to know about them. */
@@ -42,6 +44,11 @@ export function declareQemu(program: Command): void {
         new Option('--memory <size>', "the guest's memory, such as 512M or 2G")
           .argParser(readMemory)
           .default(512, '512M'),
+      )
+      .addOption(
+        new Option('--queues <pairs>', "the guest's queue pairs, 1 to 128")
+          .argParser(readQueues)
+          .default(1, '1'),
       )
       .option(
         '--mac <address>',
@@ -66,7 +73,7 @@ export function declareQemu(program: Command): void {
     const { libvirt, cloudHypervisor } = options;
     if (libvirt && cloudHypervisor) throw new UsageError('give --libvirt or --cloud-hypervisor, not both');
     const port = await (await connect(options)).port(name);
-    const guest = { memory: options.memory, mac: options.mac ?? macOf(name) };
+    const guest = { memory: options.memory, mac: options.mac ?? macOf(name), queues: options.queues };
     const plug = (libvirt ? libvirtPlug : cloudHypervisor ? cloudHypervisorPlug : qemuPlug)(port, guest);
     const { options: words = [], xml = [], notes } = plug;
     const answer = words.length > 0 ? { arguments: words.flat() } : { xml: xml.join('\n') };
@@ -84,6 +91,12 @@ function readMemory(text: string): number {
   const size = Number(digits) * (unit.toUpperCase() === 'G' ? 1024 : 1);
   if (size > 0) return size;
   throw new InvalidArgumentError('Expected a size such as 512M or 2G.');
+}
+
+function readQueues(text: string): number {
+  const pairs = /^\d{1,3}$/.test(text) ? Number(text) : 0;
+  if (pairs >= 1 && pairs <= 128) return pairs;
+  throw new InvalidArgumentError('Expected a number from 1 to 128.');
 }
 
 function readMac(text: string): string {
@@ -111,7 +124,7 @@ const shellWord = (text: string) =>
 /** A value in a list of QEMU's options: a comma is written twice. */
 const qemuValue = (text: string) => text.replaceAll(',', ',,');
 
-export function qemuPlug({ name, target, role }: Port, { memory, mac }: Guest): Plug {
+export function qemuPlug({ name, target, role }: Port, { memory, mac, queues = 1 }: Guest): Plug {
   const side = role === 'server' ? 'reconnect=1' : 'server=on,wait=off';
   const notes = ['the memory replaces other -m options; without share=on the switch cannot reach it'];
   if (role === 'server') {
@@ -119,20 +132,23 @@ export function qemuPlug({ name, target, role }: Port, { memory, mac }: Guest): 
       'QEMU 9.2 and newer spell reconnect=1 as reconnect-ms=1000; the guest survives a restart of the switch',
     );
   }
+  if (queues > 1) notes.push(`in the guest, ethtool -L chooses how many of the ${queues} queues it uses`);
+  // A vector for each queue, one for changes of the configuration, one for the control queue.
+  const several = queues > 1 ? [`,queues=${queues}`, `,mq=on,vectors=${2 * queues + 2}`] : ['', ''];
   const options: Plug['options'] = [
     ['-object', `memory-backend-memfd,id=mem,size=${memory}M,share=on`],
     ['-machine', 'memory-backend=mem'],
     ['-m', `${memory}M`],
     ['-chardev', `socket,id=chr-${name},path=${qemuValue(target)},${side}`],
-    ['-netdev', `vhost-user,id=net-${name},chardev=chr-${name}`],
-    ['-device', `virtio-net-pci,netdev=net-${name},mac=${mac}`],
+    ['-netdev', `vhost-user,id=net-${name},chardev=chr-${name}${several[0]}`],
+    ['-device', `virtio-net-pci,netdev=net-${name},mac=${mac}${several[1]}`],
   ];
   return { options, notes };
 }
 
 const xmlText = (text: string) => text.replace(/[&<>'"]/g, (character) => `&#${character.charCodeAt(0)};`);
 
-export function libvirtPlug({ target, role }: Port, { memory, mac }: Guest): Plug {
+export function libvirtPlug({ target, role }: Port, { memory, mac, queues = 1 }: Guest): Plug {
   // libvirt's mode is QEMU's role.
   const source =
     role === 'server'
@@ -153,17 +169,19 @@ export function libvirtPlug({ target, role }: Port, { memory, mac }: Guest): Plu
       `  <mac address='${mac}'/>`,
       ...source,
       "  <model type='virtio'/>",
+      ...(queues > 1 ? [`  <driver queues='${queues}'/>`] : []),
       '</interface>',
     ],
     notes: ['<memory> and <memoryBacking> belong into <domain>, <interface> into <devices>'],
   };
 }
 
-export function cloudHypervisorPlug({ target, role }: Port, { memory, mac }: Guest): Plug {
+export function cloudHypervisorPlug({ target, role }: Port, { memory, mac, queues = 1 }: Guest): Plug {
   const mode = role === 'server' ? 'client' : 'server';
   // A value with a comma is quoted.
   const socket = target.includes(',') ? `"${target}"` : target;
-  const net = `vhost_user=true,socket=${socket},vhost_mode=${mode},num_queues=2,queue_size=256,mac=${mac}`;
+  // It counts both directions.
+  const net = `vhost_user=true,socket=${socket},vhost_mode=${mode},num_queues=${2 * queues},queue_size=256,mac=${mac}`;
   return {
     options: [
       ['--memory', `size=${memory}M,shared=on`],

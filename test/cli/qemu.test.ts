@@ -55,6 +55,16 @@ test('Cloud Hypervisor takes the other role', () => {
   );
 });
 
+test('several queues: pairs for QEMU and libvirt, both directions for Cloud Hypervisor', () => {
+  const several = { ...guest, queues: 4 };
+  assert.deepEqual(qemuPlug(server, several).options?.slice(4), [
+    ['-netdev', 'vhost-user,id=net-vm1,chardev=chr-vm1,queues=4'],
+    ['-device', 'virtio-net-pci,netdev=net-vm1,mac=52:54:00:00:00:01,mq=on,vectors=10'],
+  ]);
+  assert.match(libvirtPlug(server, several).xml?.join('\n') ?? '', /<driver queues='4'\/>/);
+  assert.match(cloudHypervisorPlug(server, several).options?.[1]?.[1] ?? '', /,num_queues=8,/);
+});
+
 test('a port has one MAC address, its own, locally administered', () => {
   const addresses = Array.from({ length: 300 }, (_, index) => macOf(`vm${index}`));
   assert.equal(new Set(addresses).size, 300);
@@ -72,7 +82,7 @@ test('QEMU with these options plugs into the port, in both roles', {
   ];
   await using up = await Up.start(control, ...port('vm1'), ...port('vm2', ',role=client'));
   for (const name of ['vm1', 'vm2']) {
-    const { arguments: words } = await up.json('qemu', name, '--memory', '64M');
+    const { arguments: words } = await up.json('qemu', name, '--memory', '64M', '--queues', '4');
     const qemu = new Child(qemuProgram, ['-S', '-nodefaults', '-display', 'none', '-accel', 'tcg', ...words]);
     try {
       while ((await up.client.port(name)).connections === 0) {
