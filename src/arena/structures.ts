@@ -47,16 +47,16 @@ const WORKER = [
   'busyRounds',
 ] as const;
 const PORT = [
-  'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'addresses', 'addressLimit', 'notLearned',
+  'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'iotlb', 'addresses', 'addressLimit', 'notLearned',
 ] as const; // biome-ignore format: a table
-const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id'] as const;
+const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
 const WINDOW = ['key', 'arena', 'stamp'] as const;
 const LOG = ['bits', 'size', 'regions', 'regionCount', 'writes', 'missed'] as const;
 const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
   'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound',
   'log', 'logUsed', 'logUsedAddress', 'cacheArena',
-  'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'packets', 'bytes', 'notifications', 'drops',
+  'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'missAccess', 'missAddress', 'packets', 'bytes', 'notifications', 'drops',
   'sizes', 'multicasts', 'broadcasts',
 ] as const; // biome-ignore format: a table
 

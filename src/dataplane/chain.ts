@@ -17,7 +17,7 @@ import {
   fail,
 } from './errors';
 import { INDIRECT, Vring } from './layout';
-import { contiguous, outside, translate } from './memory';
+import { contiguous, outside, translate, translateTable } from './memory';
 import { descriptorScratch, Piece, PIECE_STRIDE } from './scratch';
 import { bounce, peek } from './windows';
 
@@ -84,7 +84,7 @@ export function walk(vring: Vring, head: u32, direction: u32, to: usize, limit: 
       if (!(vring.flags & INDIRECT)) return broken(vring, E_INDIRECT_REFUSED, index);
       if (flags & NEXT) return broken(vring, E_INDIRECT_NEXT, index);
       if (length == 0 || length & 15 || length >> 4 > size) return broken(vring, E_INDIRECT_LENGTH, length);
-      at = translate(vring, address);
+      at = translateTable(vring, address);
       if (contiguous == 0) return broken(vring, E_ADDRESS, address);
       // A table that crosses into another region is read entry by entry.
       if (contiguous < length) at = 0;
@@ -138,7 +138,7 @@ export function clearPieces(): void {
 export function readEntry(vring: Vring, address: u64): bool {
   const to = descriptorScratch();
   for (let done: u32 = 0; done < 16; ) {
-    const at = translate(vring, address + done);
+    const at = translateTable(vring, address + done);
     if (contiguous == 0) return false;
     const part = <u32>min<u64>(16 - done, contiguous);
     if (at != 0) memory.copy(to + done, at, part);

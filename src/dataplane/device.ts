@@ -10,7 +10,7 @@
  * from guest memory again. The format is looked up once a burst.
  */
 import { beginWalks } from './chain';
-import { drop, DROP_NO_GUEST, header, LARGE, PACKED, RUNNING, Vring } from './layout';
+import { drop, DROP_NO_GUEST, DROP_RING_FULL, header, LOOKED_UP, PACKED, RUNNING, Vring, WAITING } from './layout';
 import { acquire, release } from './lock';
 import * as packed from './packed-device';
 import * as split from './split-device';
@@ -19,7 +19,7 @@ import { beginBurst } from './windows';
 /** Takes frames from the ring into this worker's burst; returns how many. */
 export function receive(vring: Vring): u32 {
   beginWalks();
-  if (vring.flags & LARGE) beginBurst(vring);
+  if (vring.flags & LOOKED_UP) beginBurst(vring);
   return vring.flags & PACKED ? packed.receive(vring) : split.receive(vring);
 }
 
@@ -40,9 +40,9 @@ export function transmit(vring: Vring, count: u32, every: bool): void {
   if (shared) acquire(lock);
   // Under the lock: another worker may just have broken it, and the drops are counted by all of them.
   if (vring.state != RUNNING || !vring.enabled) {
-    drop(vring, DROP_NO_GUEST, count);
+    drop(vring, vring.state == WAITING ? DROP_RING_FULL : DROP_NO_GUEST, count);
   } else {
-    if (vring.flags & LARGE) beginBurst(vring);
+    if (vring.flags & LOOKED_UP) beginBurst(vring);
     if (vring.flags & PACKED) packed.fill(vring, count, every);
     else split.fill(vring, count, every);
   }

@@ -1,5 +1,5 @@
 /** Why a ring is broken: what the guest did that the specification forbids. TypeScript has a sentence for each. */
-import { BROKEN, Vring } from './layout';
+import { BROKEN, drop, DROP_BROKEN, DROP_RING_FULL, IOMMU, Vring, WAITING } from './layout';
 import { worker } from './scratch';
 
 /** avail.idx moved by more than the ring holds. */
@@ -37,11 +37,27 @@ export const E_NUM_BUFFERS: u32 = 16;
 /** A buffer is scattered over more pieces of memory than can be reached at once. */
 export const E_SCATTERED: u32 = 17;
 
-/** Stops the ring for good: only a new start by the front-end revives it. */
+/** An address has no translation that allows what the ring wants to do; found by the control plane, which asks first. */
+export const E_ACCESS: u32 = 18;
+
+/**
+ * Stops the ring for good: only a new start by the front-end revives it. But an address that an IOMMU may yet
+ * translate only stops it until it does.
+ */
 export function fail(vring: Vring, error: u32, value: u64): void {
   if (vring.state == BROKEN) return;
+  if (error == E_ADDRESS && vring.flags & IOMMU) {
+    vring.state = WAITING;
+    worker().brokenCount += 1;
+    return;
+  }
   vring.error = error;
   vring.errorValue = value;
   vring.state = BROKEN;
   worker().brokenCount += 1;
+}
+
+/** Counts frames for a ring that has just failed: what waits for a translation is as good as full. */
+export function dropFailed(vring: Vring, count: u64): void {
+  drop(vring, vring.state == WAITING ? DROP_RING_FULL : DROP_BROKEN, count);
 }

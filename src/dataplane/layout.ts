@@ -100,6 +100,9 @@ export class Port {
   /** Guest memory: `regions[0 … regionCount)`, sorted by guest address. */
   regions: usize;
   regionCount: u32;
+  pad: u32;
+  /** With an IOMMU: translations, `Region[]` sorted by I/O address; the address below, how many above. */
+  iotlb: u64;
   /** Learned addresses, and their bound. */
   addresses: u32;
   addressLimit: u32;
@@ -125,8 +128,12 @@ export class Region {
   outside: u64;
   /** Tells its windows from those of other regions: from 1 on; 0: its pages are too large for windows. */
   id: u32;
-  pad: u32;
+  /** Of a translation: what the device may do there (ACCESS_READ, ACCESS_WRITE). */
+  access: u32;
 }
+
+export const ACCESS_READ: u32 = 1;
+export const ACCESS_WRITE: u32 = 2;
 
 /** The dirty log of a guest in migration (vhost-user, "Migration"); see log.ts. */
 @unmanaged
@@ -162,6 +169,8 @@ export const WAYS: u32 = 8;
 export const STOPPED: u32 = 0;
 export const RUNNING: u32 = 1;
 export const BROKEN: u32 = 2;
+/** Until a translation comes (IOMMU). */
+export const WAITING: u32 = 3;
 
 /** Vring.flags */
 export const EVENT_IDX: u32 = 1;
@@ -180,6 +189,10 @@ export const OFFLOAD_ECN: u32 = 8;
 export const OFFLOAD_UFO: u32 = 16;
 export const OFFLOAD_USO4: u32 = 32;
 export const OFFLOAD_USO6: u32 = 64;
+/** Addresses are I/O addresses, translated by Port.iotlb (VIRTIO_F_ACCESS_PLATFORM). */
+export const IOMMU: u32 = 0x2_0000;
+/** Either: an address that was found must be looked up again in each burst. */
+export const LOOKED_UP: u32 = 0x3_0000;
 /** Not all of the guest's memory lies in the arena (windows.ts). */
 export const LARGE: u32 = 0x1_0000;
 
@@ -253,6 +266,9 @@ export class Vring {
   windowClock: u32;
   /** 1: buffers of this ring are written to, 0: read from. */
   writes: u32;
+  /** Why it is WAITING: the address without a translation, and what for. */
+  missAccess: u32;
+  missAddress: u64;
   packets: u64;
   bytes: u64;
   notifications: u64;

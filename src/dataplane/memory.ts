@@ -1,5 +1,5 @@
 /** Guest addresses to arena addresses, by the port's table of regions. */
-import { portAt, Region, REGION_STRIDE, Vring } from './layout';
+import { ACCESS_READ, ACCESS_WRITE, IOMMU, Port, portAt, Region, REGION_STRIDE, Vring } from './layout';
 import { openWindow } from './windows';
 
 /** Bytes that are contiguous from the address translated last; set by translate(). 0: it is in no region. */
@@ -24,6 +24,7 @@ export function translate(vring: Vring, address: u64): usize {
 
 /** Binary search; the region found becomes the one that is tried first. */
 function search(vring: Vring, address: u64): usize {
+  if (vring.flags & IOMMU) return searchIotlb(vring, address, vring.writes ? ACCESS_WRITE : ACCESS_READ);
   const port = portAt(vring.port);
   let low: u32 = 0;
   let high: u32 = port.regionCount;
@@ -42,6 +43,43 @@ function search(vring: Vring, address: u64): usize {
     if (address < region.base) high = middle;
     else low = middle + 1;
   }
+  contiguous = 0;
+  return 0;
+}
+
+/** As translate(), for descriptors in memory, which are read whatever the ring's buffers are for. */
+export function translateTable(vring: Vring, address: u64): usize {
+  if (!(vring.flags & IOMMU)) return translate(vring, address);
+  const at = searchIotlb(vring, address, ACCESS_READ);
+  // What may be read need not be written to.
+  if (vring.writes) vring.cacheSize = 0;
+  return at;
+}
+
+/** The same by the translations of an IOMMU. What is missing is noted for whoever asks for it. */
+function searchIotlb(vring: Vring, address: u64, access: u32): usize {
+  const list = atomic.load<u64>(changetype<usize>(portAt(vring.port)) + offsetof<Port>('iotlb'));
+  const entries = <usize>(list & 0xffff_ffff);
+  let low: u32 = 0;
+  let high: u32 = <u32>(list >> 32);
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    const entry = changetype<Region>(entries + <usize>middle * REGION_STRIDE);
+    const offset = address - entry.base;
+    if (offset < entry.size) {
+      if ((entry.access & access) != access) break;
+      if (entry.arena == 0) return elsewhere(vring, entry, offset);
+      vring.cacheBase = entry.base;
+      vring.cacheSize = entry.size;
+      vring.cacheArena = entry.arena;
+      contiguous = entry.size - offset;
+      return entry.arena + <usize>offset;
+    }
+    if (address < entry.base) high = middle;
+    else low = middle + 1;
+  }
+  vring.missAddress = address;
+  vring.missAccess = access;
   contiguous = 0;
   return 0;
 }

@@ -10,13 +10,13 @@ import {
   append, BAD, clearPieces, countWalk, entryAddress, entryMeta, INDIRECT_TABLE, NEXT, pieceCount, readEntry, walkedEnough, WRITE,
 } from './chain';
 import {
-  E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, E_READABLE, E_WRITABLE, fail,
+  E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, E_READABLE, E_WRITABLE, dropFailed, fail,
 } from './errors';
 import { mark, markDescriptors, markPieces, markUsed } from './log';
-import { contiguous, translate } from './memory';
+import { contiguous, translateTable } from './memory';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import {
-  BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, INDIRECT, LARGE, MAX_FRAME, MERGEABLE, Vring,
+  BURST, drop, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, INDIRECT, LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
 import {
   frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
@@ -93,7 +93,7 @@ function walk(vring: Vring, position: u32, first: u64, direction: u32, list: usi
 function walkTable(vring: Vring, table: u64, length: u32, direction: u32, list: usize, limit: u32): i32 {
   if (!(vring.flags & INDIRECT)) return broken(vring, E_INDIRECT_REFUSED, table);
   if (length == 0 || length & 15 || length >> 4 > vring.size) return broken(vring, E_INDIRECT_LENGTH, length);
-  let at = translate(vring, table);
+  let at = translateTable(vring, table);
   if (contiguous == 0) return broken(vring, E_ADDRESS, table);
   // A table that crosses into another region is read entry by entry.
   if (contiguous < length) at = 0;
@@ -295,7 +295,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
         recordPiece(vring, piecePacket(), pieceFrame());
       }
       if (taken == BAD) {
-        drop(vring, DROP_BROKEN, count - i);
+        dropFailed(vring, count - i);
         break;
       }
       miss(packet, frame);
@@ -318,7 +318,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     } else {
       const taken = scatter(vring, position, used, packet, frame);
       if (taken == BAD) {
-        drop(vring, DROP_BROKEN, count - i);
+        dropFailed(vring, count - i);
         break;
       }
       regionBase = vring.cacheBase;
@@ -363,7 +363,7 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
   let total: u32 = 0;
   let taken: u32 = 0;
   let buffers: u32 = 0;
-  if (vring.flags & LARGE) beginBurst(vring);
+  if (vring.flags & LOOKED_UP) beginBurst(vring);
   clearPieces();
   while (total < need) {
     if (buffers > 0 && !(vring.flags & MERGEABLE)) {

@@ -4,11 +4,11 @@
  */
 import { call, passed } from './call';
 import { BAD, INDIRECT_TABLE, pieceCount, walk, walkedEnough, WRITE } from './chain';
-import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
+import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, dropFailed, fail } from './errors';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import { mark, markEntries, markPieces, markUsed } from './log';
 import {
-  BURST, drop, DROP_BROKEN, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, LARGE, MAX_FRAME, MERGEABLE, Vring,
+  BURST, drop, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
 import {
   frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
@@ -176,7 +176,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     if (free > size || head >= size) {
       if (free > size) fail(vring, E_AVAIL_JUMP, free);
       else fail(vring, E_HEAD_RANGE, head);
-      drop(vring, DROP_BROKEN, count - i);
+      dropFailed(vring, count - i);
       break;
     }
     const which = every ? i : load<u32>(list + ((<usize>i) << 2));
@@ -199,7 +199,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
         recordPiece(vring, piecePacket(), pieceFrame());
       }
       if (taken == BAD) {
-        drop(vring, DROP_BROKEN, count - i);
+        dropFailed(vring, count - i);
         break;
       }
       miss(packet, frame);
@@ -228,7 +228,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     }
     const taken = scatter(vring, last, index, free, packet, frame);
     if (taken == BAD) {
-      drop(vring, DROP_BROKEN, count - i);
+      dropFailed(vring, count - i);
       break;
     }
     regionBase = vring.cacheBase;
@@ -266,7 +266,7 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
   let total: u32 = 0;
   let count: u32 = 0;
   let chains: u32 = 0;
-  if (vring.flags & LARGE) beginBurst(vring);
+  if (vring.flags & LOOKED_UP) beginBurst(vring);
   while (total < need) {
     if (chains > 0 && !(vring.flags & MERGEABLE)) {
       drop(vring, DROP_TOO_BIG);

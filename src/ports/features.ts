@@ -60,6 +60,7 @@ const VIRTIO: readonly VirtioLine[] = [
     'default',
     'host_uso=on,guest_uso4=on,guest_uso6=on',
   ),
+  virtio('iommu', ['VIRTIO_F_ACCESS_PLATFORM'], 'default', 'iommu_platform=on,ats=on'),
   virtio('log-all', ['VHOST_F_LOG_ALL'], 'default'),
   virtio('mq', ['VIRTIO_NET_F_MQ'], 'default', 'mq=on, and its netdev queues=N'),
   virtio('ctrl-vq', ['VIRTIO_NET_F_CTRL_VQ'], 'later'),

@@ -29,9 +29,11 @@ import { BackendChannel } from './backend-channel.ts';
 import { Connection } from './connection.ts';
 import type { VhostUserDevice, VringChange } from './device.ts';
 import { logReach } from './dirty-log.ts';
+import { wholeRange } from './iotlb.ts';
 import {
   checkRequest,
   checkRequestHeader,
+  decodeIotlb,
   decodeLog,
   decodeMemoryTable,
   decodeRegion,
@@ -44,6 +46,8 @@ import {
   FLAG_NEED_REPLY,
   FLAG_REPLY,
   hasAnswer,
+  type IotlbMessage,
+  iotlb,
   MAX_SLOTS,
   type Message,
   ProtocolError,
@@ -54,7 +58,7 @@ import {
 } from './messages.ts';
 import { checkFile, checkLog, checkRegion, checkRegions, regionsOverlap, sameRegion } from './regions.ts';
 
-const { VHOST_USER_F_PROTOCOL_FEATURES, VHOST_F_LOG_ALL } = features;
+const { VHOST_USER_F_PROTOCOL_FEATURES, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM } = features;
 const {
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
@@ -221,6 +225,8 @@ export class BackendSession {
       handlers.set(requests.GET_PROTOCOL_FEATURES, () => encodeU64(offered));
       handlers.set(requests.SET_PROTOCOL_FEATURES, (m) => this.#setProtocolFeatures(decodeU64(m.payload)));
       handlers.set(requests.SET_VRING_ENABLE, (m) => this.#setEnable(m));
+      if (this.#device.features & VIRTIO_F_ACCESS_PLATFORM)
+        handlers.set(requests.IOTLB_MSG, (m) => this.#setIotlb(m));
       if (offered & VHOST_USER_PROTOCOL_F_BACKEND_REQ)
         handlers.set(requests.SET_BACKEND_REQ_FD, (m) => this.#setChannel(m));
       if (offered & VHOST_USER_PROTOCOL_F_LOG_SHMFD)
@@ -316,6 +322,22 @@ export class BackendSession {
     if (extra !== 0n) throw new ProtocolError(`${vhostProtocolFeatureNames(extra).join(', ')} not offered`);
     this.#protocolFeatures = bits;
     return this.#changed();
+  }
+
+  /** Answered by specification: a fault in it is no reason to end the connection. */
+  async #setIotlb({ request, payload }: Message): Promise<Uint8Array> {
+    const message = decodeIotlb(payload);
+    try {
+      checkIotlb(message);
+      if (((this.#features ?? 0n) & VIRTIO_F_ACCESS_PLATFORM) === 0n)
+        throw new ProtocolError('a translation, and VIRTIO_F_ACCESS_PLATFORM is not acknowledged');
+      const size = message.type === iotlb.INVALIDATE ? wholeRange(message.iova, message.size) : message.size;
+      await this.#device.setIotlb?.({ ...message, size });
+      return encodeU64(0n);
+    } catch (error) {
+      this.#report(named(request, error).message);
+      return encodeU64(1n);
+    }
   }
 
   /** The socket for requests of ours, in place of the one before. */
@@ -586,6 +608,18 @@ function freshVring(): Vring {
     callFd: -1,
     errFd: -1,
   };
+}
+
+/** Type, size and permissions of a translation. Throws a ProtocolError. */
+function checkIotlb({ type, iova, size, userAddress, access }: IotlbMessage): void {
+  if (type === iotlb.INVALIDATE) return;
+  if (type !== iotlb.UPDATE) throw new ProtocolError(`type ${type}, an update or an invalidation expected`);
+  if (size === 0n) throw new ProtocolError('a translation of no bytes');
+  if (iova + size > END_OF_ADDRESSES || userAddress + size > END_OF_ADDRESSES)
+    throw new ProtocolError(
+      `I/O address ${hex(iova)} or user address ${hex(userAddress)} + ${hex(size)} wraps`,
+    );
+  if (access < 1 || access > 3) throw new ProtocolError(`access ${access}, 1 to 3 expected`);
 }
 
 /** The same kind of error with the request's name before it. */

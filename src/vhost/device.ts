@@ -7,6 +7,7 @@
  * call fails.
  */
 import type { BackendChannel } from './backend-channel.ts';
+import type { IotlbMessage } from './messages.ts';
 
 /** One region of the memory table. Addresses and sizes are bytes, at full 64-bit width. */
 export interface MemoryRegion {
@@ -98,6 +99,11 @@ export interface VhostUserDevice {
    * @returns the next entry of the available ring to look at, 0 to 65535
    */
   stopVring(index: number): Promise<number>;
+  /**
+   * A translation that the front-end brings, or takes away (an UPDATE or INVALIDATE; with VIRTIO_F_ACCESS_PLATFORM
+   * only). When it resolves nobody uses what was taken away. Rejects where it isn't in guest memory.
+   */
+  setIotlb?(message: IotlbMessage): Promise<void>;
   /** The way to ask something of the front-end; undefined: there is none, or none any more. */
   setChannel?(channel: BackendChannel | undefined): void;
   /** The front-end is gone: every ring stopped, all memory unmapped, all descriptors closed. */

@@ -18,6 +18,7 @@ import type { LogSetup, MemoryRegion } from './device.ts';
 import {
   decodeU64,
   decodeVringState,
+  encodeIotlb,
   encodeLog,
   encodeMemoryTable,
   encodeRegion,
@@ -28,6 +29,7 @@ import {
   FLAG_NEED_REPLY,
   FLAG_REPLY,
   type Header,
+  type IotlbMessage,
   MAX_REGIONS,
   MAX_SLOTS,
   ProtocolError,
@@ -208,6 +210,17 @@ export class FrontendSession {
   /** Lets the back-end announce the guest; `mac` has the address's first byte lowest. Needs RARP. */
   async announce(mac: bigint): Promise<void> {
     await this.#do(requests.SEND_RARP, encodeU64(mac));
+  }
+
+  /** Gives the back-end a socket for requests of its own; needs BACKEND_REQ. The descriptor stays the caller's. */
+  async setBackendChannel(fd: number): Promise<void> {
+    await this.#do(requests.SET_BACKEND_REQ_FD, NOTHING, [fd]);
+  }
+
+  /** Brings or takes away a translation; with VIRTIO_F_ACCESS_PLATFORM only. Rejects where the back-end refuses it. */
+  async setIotlb(message: IotlbMessage): Promise<void> {
+    const status = decodeU64(await this.#ask(requests.IOTLB_MSG, encodeIotlb(message)));
+    if (status !== 0n) throw new Error(`IOTLB_MSG: the back-end refused it (status ${status})`);
   }
 
   /** Starts a ring. The eventfds stay the caller's; -1: none, that side polls. */

@@ -54,6 +54,17 @@ export interface MappedPlace {
   at: number;
 }
 
+/** How the data plane reaches an address (Region in src/dataplane/layout.ts), and how far its region goes on. */
+export interface Place {
+  left: bigint;
+  arena: number;
+  fd: number;
+  offset: bigint;
+  end: bigint;
+  outside: bigint;
+  id: number;
+}
+
 /** A part of a large region that is mapped for rings. */
 interface Pin {
   region: MappedRegion;
@@ -159,16 +170,38 @@ export class MemoryTable {
   }
 
   #enter(index: number, region: MappedRegion): void {
-    const { guestAddress, size, reached, offset, end, inside, outside, pageSize } = region;
+    const place = this.#place(index, 0n);
     const entry = this.#structures.region(this.#list.start, index);
-    entry.set64('base', guestAddress);
-    entry.set64('size', size);
-    entry.set('arena', inside?.at ?? 0);
-    entry.set('fd', outside?.fd ?? -1);
-    entry.set64('offset', offset);
-    entry.set64('end', end);
-    entry.set64('outside', outside ? outside.address + (offset % BigInt(pageSize)) : 0n);
-    entry.set('id', reached === 'windows' ? index + 1 : 0);
+    entry.set64('base', region.guestAddress);
+    entry.set64('size', region.size);
+    entry.set('arena', place.arena);
+    entry.set('fd', place.fd);
+    entry.set64('offset', place.offset);
+    entry.set64('end', place.end);
+    entry.set64('outside', place.outside);
+    entry.set('id', place.id);
+  }
+
+  /** How to reach an offset in a region. */
+  #place(index: number, skip: bigint): Place {
+    const { size, reached, offset, end, inside, outside, pageSize } = this.#regions[index]!;
+    return {
+      left: size - skip,
+      arena: inside ? inside.at + Number(skip) : 0,
+      fd: outside?.fd ?? -1,
+      offset: offset + skip,
+      end,
+      outside: outside ? outside.address + (offset % BigInt(pageSize)) + skip : 0n,
+      id: reached === 'windows' ? index + 1 : 0,
+    };
+  }
+
+  /** How to reach a user address; undefined: it is in no region. */
+  findUser(address: bigint): Place | undefined {
+    const index = this.#regions.findIndex(
+      ({ userAddress, size }) => address >= userAddress && address < userAddress + size,
+    );
+    return index < 0 ? undefined : this.#place(index, address - this.#regions[index]!.userAddress);
   }
 
   /** Takes the descriptor. */

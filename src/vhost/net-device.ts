@@ -12,16 +12,21 @@ import { maySend, takes } from '../virtio/offloads.ts';
 import * as packed from '../virtio/packed-ring.ts';
 import * as split from '../virtio/split-ring.ts';
 import type { Workers } from '../workers/workers.ts';
+import type { BackendChannel } from './backend-channel.ts';
 import type { LogSetup, MemoryRegion, VhostUserDevice, VringChange, VringSetup } from './device.ts';
 import { DirtyLog } from './dirty-log.ts';
 import { nextFlowTable } from './flow-table.ts';
+import { Iotlb } from './iotlb.ts';
+import { buffersAhead, Misses } from './iotlb-misses.ts';
 import { MemoryTable } from './memory-table.ts';
+import { ACCESS_READ, ACCESS_WRITE, type IotlbMessage, iotlb } from './messages.ts';
 import { Windows } from './windows.ts';
 
 /** Vring.state */
 const STOPPED = 0;
 const RUNNING = 1;
 const BROKEN = 2;
+const WAITING = 3;
 
 /** VIRTQ_USED_F_NO_NOTIFY (2.7.10). */
 const NO_NOTIFY = 1;
@@ -48,6 +53,9 @@ const OFFLOADS = 32;
 /** Vring.flags: not all of the guest's memory lies in the arena. */
 const LARGE = 0x1_0000;
 
+/** Vring.flags: addresses are translated by the IOTLB. */
+const IOMMU = 0x2_0000;
+
 /** The parts of a ring by Vring field: where the front-end names them, their bytes and alignment. */
 const SPLIT_PARTS = [
   ['desc', 'descUser', split.descLength, split.DESC_ALIGN, 'descriptor table'],
@@ -59,6 +67,9 @@ const PACKED_PARTS = [
   ['avail', 'availUser', packed.eventLength, packed.EVENT_ALIGN, "driver's event suppression structure"],
   ['used', 'usedUser', packed.eventLength, packed.EVENT_ALIGN, "device's event suppression structure"],
 ] as const;
+
+/** Vring.error: a translation that forbids what a ring does. */
+const NO_ACCESS = 18;
 
 /** A sentence for each code of src/dataplane/errors.ts; `%` is the value that was wrong. */
 const RING_ERRORS: Record<number, string> = {
@@ -74,6 +85,7 @@ const RING_ERRORS: Record<number, string> = {
   10: 'descriptor % has both INDIRECT and NEXT',
   11: 'descriptor % is indirect, which was not negotiated',
   12: 'a receive buffer of % bytes has no room for the header',
+  18: 'I/O address 0x% is not mapped for what the queue does there',
   17: 'a receive buffer is scattered over more than % pieces of memory that no window leads to',
 };
 
@@ -105,6 +117,9 @@ interface Queue {
   /** The sentence for Vring.error, once it was reported. */
   error: string | null;
   windows: Windows | null;
+  /** With an IOMMU: its parts have been found, and it has begun. */
+  placed: boolean;
+  launched: boolean;
 }
 
 export class NetDevice implements VhostUserDevice {
@@ -125,6 +140,9 @@ export class NetDevice implements VhostUserDevice {
   readonly #flowCount: number;
   readonly #tables: Range[] = [];
   #acknowledged = 0n;
+  /** There while VIRTIO_F_ACCESS_PLATFORM is acknowledged. */
+  #iotlb: Iotlb | null = null;
+  readonly #misses = new Misses();
   #log: DirtyLog | null = null;
   #logFd = -1;
   #logTimer: NodeJS.Timeout | null = null;
@@ -176,6 +194,8 @@ export class NetDevice implements VhostUserDevice {
           worker: null,
           error: null,
           windows: null,
+          placed: false,
+          launched: false,
         });
       }
     }
@@ -192,6 +212,7 @@ export class NetDevice implements VhostUserDevice {
   }
 
   async setFeatures(features: bigint): Promise<void> {
+    this.#useIotlb((features & VIRTIO.VIRTIO_F_ACCESS_PLATFORM) !== 0n);
     this.#acknowledged = features;
     if (this.#useLog()) await this.#workers.quiesce();
   }
@@ -256,8 +277,11 @@ export class NetDevice implements VhostUserDevice {
     return this.#paused((running) => {
       for (const q of this.queues) this.#forgetTranslation(q);
       change();
+      this.#iotlb?.resolve(this.memory);
       for (const q of running) {
-        this.#place(q, q.setup!);
+        // With an IOMMU its parts are looked for when it goes on.
+        q.placed = false;
+        if (!this.#iotlb) this.#place(q, q.setup!);
         q.vring.set('flags', this.#flags(q));
       }
       this.#log?.setRegions(this.memory.places);
@@ -266,16 +290,14 @@ export class NetDevice implements VhostUserDevice {
 
   /** Runs something while no worker looks at a ring; those that ran, which it is given, go on after it. */
   async #paused(change: (running: readonly Queue[]) => void): Promise<void> {
-    const stopped = this.queues.filter((q) => q.vring.get('state') === RUNNING);
+    const stopped = this.queues.filter((q) => isRunning(q));
     for (const q of stopped) q.vring.set('state', STOPPED);
     await this.#workers.quiesce();
     // One may have broken in its last round.
-    const running = stopped.filter((q) => q.vring.get('state') === STOPPED);
+    const running = stopped.filter((q) => q.vring.get('state') !== BROKEN);
+    for (const q of running) q.vring.set('state', STOPPED);
     change(running);
-    for (const q of running) {
-      q.vring.set('state', RUNNING);
-      this.#wake(q);
-    }
+    for (const q of running) this.#goOn(q);
   }
 
   async startVring(index: number, setup: VringSetup): Promise<void> {
@@ -284,7 +306,9 @@ export class NetDevice implements VhostUserDevice {
       q = this.#queue(index);
       this.#forgetTranslation(q);
       this.#checkBase(setup);
-      this.#place(q, setup);
+      q.placed = false;
+      q.launched = false;
+      if (!this.#iotlb) this.#place(q, setup);
       // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it.
       if (index % 2 === 1) q.worker = this.#workers.place(this.#polling, this.#slot + (index >>> 1));
     } catch (error) {
@@ -305,24 +329,13 @@ export class NetDevice implements VhostUserDevice {
     vring.set('offloads', offloads);
     // Without VERSION_1 the header has no num_buffers unless buffers can be merged (5.1.6, legacy).
     vring.set('headerLength', modern ? 12 : 10);
-    // A back-end that died could not say where it was: the used ring can, and what it had in work comes again.
-    // (DPDK's virtio-user starts the rings of a back-end that came back with base 0.)
-    // A packed ring has no such place; the front-end then says it all (QEMU's higher half may be missing).
-    const used = this.packed ? setup.base >>> 16 || setup.base : this.#readUsedIdx(vring);
-    vring.set('lastAvail', this.packed ? setup.base & 0xffff : used);
-    vring.set('usedIdx', used);
+    vring.set('lastAvail', setup.base & 0xffff);
     vring.set('signalledValid', 0);
     vring.set('error', 0);
     vring.set('callFd', setup.callFd);
     vring.set('callRound', NO_ROUND);
     vring.set('enabled', setup.enabled ? 1 : 0);
-    // No kicks until a worker asks for them; for buffers to receive into, never (2.7.10: used.flags).
-    if (this.packed) this.#arena.u32[vring.get('used') >>> 2] = EVENT_DISABLE << 16;
-    else this.#arena.u8[vring.get('used')] = NO_NOTIFY;
-    this.#useLog();
-    this.#logUsed(vring, setup.logUsed);
-    this.#arena.dataplane.functions.markStart(vring.at);
-    vring.set('state', RUNNING);
+    this.#goOn(q);
     if (q.worker !== null) {
       this.#workers.assign(vring.at, q.worker);
       if (setup.kickFd >= 0) this.#workers.watch(setup.kickFd, q.worker);
@@ -336,6 +349,140 @@ export class NetDevice implements VhostUserDevice {
   /** The workers that poll queues of this device, one entry a queue. */
   get #polling(): number[] {
     return this.queues.flatMap(({ worker }) => (worker === null ? [] : [worker]));
+  }
+
+  /** Reads and writes what a ring has in memory at its start, once its parts are found. */
+  #launch(q: Queue): void {
+    const { vring } = q;
+    const setup = q.setup!;
+    q.launched = true;
+    // A back-end that died could not say where it was: the used ring can, and what it had in work comes again.
+    // (DPDK's virtio-user starts the rings of a back-end that came back with base 0.)
+    // A packed ring has no such place; the front-end then says it all (QEMU's higher half may be missing).
+    const used = this.packed ? setup.base >>> 16 || setup.base : this.#readUsedIdx(vring);
+    vring.set('lastAvail', this.packed ? setup.base & 0xffff : used);
+    vring.set('usedIdx', used);
+    // No kicks until a worker asks for them; for buffers to receive into, never (2.7.10: used.flags).
+    if (this.packed) this.#arena.u32[vring.get('used') >>> 2] = EVENT_DISABLE << 16;
+    else this.#arena.u8[vring.get('used')] = NO_NOTIFY;
+    this.#useLog();
+    this.#logUsed(vring, setup.logUsed);
+    this.#arena.dataplane.functions.markStart(vring.at);
+  }
+
+  /** Lets a ring run, or wait for the translations that it needs. */
+  #goOn(q: Queue): void {
+    if (this.#iotlb && !q.placed && !this.#find(q)) {
+      q.vring.set('state', WAITING);
+      return;
+    }
+    if (!q.launched) this.#launch(q);
+    q.vring.set('state', RUNNING);
+    this.#wake(q);
+  }
+
+  #useIotlb(used: boolean): void {
+    if (used === (this.#iotlb !== null)) return;
+    if (used) this.#iotlb = new Iotlb(this.#arena, this.#structures, this.#port);
+    else {
+      this.#iotlb!.close();
+      this.#iotlb = null;
+    }
+  }
+
+  setChannel(channel: BackendChannel | undefined): void {
+    this.#misses.use(channel);
+    if (channel) for (const q of this.queues) this.#retry(q);
+  }
+
+  /** Takes a translation, or takes some away; when it resolves no worker uses what was taken away. */
+  async setIotlb({ type, iova, size, userAddress, access }: IotlbMessage): Promise<void> {
+    const tlb = this.#iotlb!;
+    if (type === iotlb.UPDATE) {
+      tlb.update(iova, size, userAddress, access, this.memory);
+      this.#misses.answered(iova, size);
+    } else {
+      tlb.invalidate(iova, size);
+      for (const q of this.queues) if (q.placed && this.#lies(q, iova, size)) q.placed = false;
+      for (const q of this.queues) if (isRunning(q) && !q.placed) q.vring.set('state', WAITING);
+    }
+    await this.#workers.quiesce();
+    for (const q of this.queues) this.#retry(q);
+  }
+
+  /** Lets a ring go on that waits, if what it waits for is there now; else asks for it. */
+  #retry(q: Queue): void {
+    const { vring } = q;
+    if (vring.get('state') !== WAITING || !this.#iotlb) return;
+    if (!q.placed) {
+      this.#goOn(q);
+      return;
+    }
+    const address = vring.get64('missAddress');
+    const needed = vring.get('missAccess');
+    const access = this.#iotlb.access(address);
+    if (access !== undefined && (access & needed) === needed) {
+      this.#goOn(q);
+      return;
+    }
+    if (access !== undefined) {
+      // It was translated, and that isn't allowed.
+      this.#misses.refuse(address, needed);
+      vring.set('error', NO_ACCESS);
+      vring.set64('errorValue', address);
+      vring.set('state', BROKEN);
+      this.#report(q);
+      return;
+    }
+    this.#misses.ask(address, needed);
+    const view = new DataView(this.#arena.memory.buffer);
+    for (const buffer of buffersAhead(view, vring, this.packed)) {
+      if (this.#iotlb.access(buffer.address) === undefined) this.#misses.ask(buffer.address, buffer.access);
+    }
+  }
+
+  /** Does a part of the ring lie in this range of I/O addresses? */
+  #lies({ setup }: Queue, iova: bigint, size: bigint): boolean {
+    if (!setup) return false;
+    return this.#parts.some(([, user, length]) => {
+      const start = setup[user];
+      return start < iova + size && iova < start + BigInt(length(setup.size));
+    });
+  }
+
+  /** Places a ring whose addresses are I/O addresses; false: what is missing has been asked for. */
+  #find(q: Queue): boolean {
+    const setup = { ...q.setup! };
+    let found = true;
+    for (const [, user, length, , name] of this.#parts) {
+      const place = this.#iotlb!.toUser(setup[user], length(setup.size), ACCESS_READ | ACCESS_WRITE);
+      if (place && 'user' in place) {
+        setup[user] = place.user;
+        continue;
+      }
+      found = false;
+      if (place) this.#misses.ask(place.missing, ACCESS_READ | ACCESS_WRITE);
+      else this.#misfit(q, `${name} at I/O address 0x${setup[user].toString(16)} lies in several pieces`);
+    }
+    if (!found) return false;
+    try {
+      this.#forgetTranslation(q);
+      this.#place(q, setup);
+      q.placed = true;
+      // What was wrong with its place before isn't any more.
+      if (q.vring.get('error') === 0) q.error = null;
+    } catch (error) {
+      this.#misfit(q, (error as Error).message);
+    }
+    return q.placed;
+  }
+
+  /** A ring that can't be placed where it was said to be: there is nobody to answer, so it is told once. */
+  #misfit(q: Queue, reason: string): void {
+    if (q.error === reason) return;
+    q.error = reason;
+    if (q.setup && q.setup.errFd >= 0) signal(q.setup.errFd);
+    this.#events.onQueueBroken(q.index, reason);
   }
 
   async updateVring(index: number, change: VringChange): Promise<void> {
@@ -392,6 +539,8 @@ export class NetDevice implements VhostUserDevice {
   async reset(): Promise<void> {
     await this.#stop([...this.queues]);
     this.memory.clear();
+    this.#misses.use(undefined);
+    this.#useIotlb(false);
     this.#acknowledged = 0n;
     this.#useLog();
     this.setLogFd(-1);
@@ -426,7 +575,7 @@ export class NetDevice implements VhostUserDevice {
   }
 
   #flags({ index }: Queue): number {
-    let flags = this.memory.large ? LARGE : 0;
+    let flags = (this.memory.large ? LARGE : 0) | (this.#iotlb ? IOMMU : 0);
     if (index % 2 === 1 && maySend(this.#acknowledged) !== 0) flags |= OFFLOADS;
     for (const [flag, feature] of FLAGS) if (this.#acknowledged & feature) flags |= flag;
     return flags;
@@ -438,7 +587,7 @@ export class NetDevice implements VhostUserDevice {
    */
   #place(q: Queue, setup: VringSetup): void {
     const { vring } = q;
-    for (const [field, user, length, align, name] of this.packed ? PACKED_PARTS : SPLIT_PARTS) {
+    for (const [field, user, length, align, name] of this.#parts) {
       const address = setup[user];
       const at = this.memory.fromUser(address, length(setup.size), `${q.index} ${field}`);
       const where = `${name} at user address 0x${address.toString(16)}, ${length(setup.size)} bytes`;
@@ -449,6 +598,10 @@ export class NetDevice implements VhostUserDevice {
       vring.set(field, at);
     }
     if (this.memory.windowed) q.windows = Windows.open(this.#arena, this.#structures, vring);
+  }
+
+  get #parts(): typeof SPLIT_PARTS | typeof PACKED_PARTS {
+    return this.packed ? PACKED_PARTS : SPLIT_PARTS;
   }
 
   /** Of a packed ring the base holds places in the ring. */
@@ -506,7 +659,11 @@ export class NetDevice implements VhostUserDevice {
 
   /** Looks for rings that the data plane has stopped; each is reported once. */
   reportBroken(): void {
-    for (const q of this.queues) if (q.vring.get('state') === BROKEN) this.#report(q);
+    for (const q of this.queues) {
+      if (q.vring.get('state') === BROKEN) this.#report(q);
+      // The translation may have come meanwhile.
+      this.#retry(q);
+    }
   }
 
   #report(q: Queue): void {
@@ -529,14 +686,23 @@ export class NetDevice implements VhostUserDevice {
   }
 }
 
-function isOpen({ vring }: Queue): boolean {
-  return vring.get('state') === RUNNING && vring.get('enabled') === 1;
+/** It runs, or would if it had the translations that it waits for. */
+function isRunning({ vring }: Queue): boolean {
+  const state = vring.get('state');
+  return state === RUNNING || state === WAITING;
+}
+
+function isOpen(q: Queue): boolean {
+  return isRunning(q) && q.vring.get('enabled') === 1;
 }
 
 function ringError(vring: VringStruct): string {
   const code = vring.get('error');
   const value = vring.get64('errorValue');
-  return (RING_ERRORS[code] ?? `error ${code}`).replace('%', code === 5 ? value.toString(16) : String(value));
+  return (RING_ERRORS[code] ?? `error ${code}`).replace(
+    '%',
+    code === 5 || code === NO_ACCESS ? value.toString(16) : String(value),
+  );
 }
 
 function closeDescriptors(setup: VringSetup): void {

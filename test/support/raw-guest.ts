@@ -34,7 +34,7 @@ export class RawGuest {
   readonly kicks = [eventfd(), eventfd()] as const;
   readonly calls = [eventfd(), eventfd()] as const;
   readonly errs = [eventfd(), eventfd()] as const;
-  readonly #features: bigint;
+  readonly wanted: bigint;
   /** Where the parts of each ring lie in its memory. */
   protected readonly rings: readonly { desc: number; avail: number; used: number }[];
   readonly #buffers: number;
@@ -48,7 +48,7 @@ export class RawGuest {
     this.size = options.size ?? 64;
     this.bytes = (options.megabytes ?? 1) * 2 ** 20;
     this.#stride = options.stride ?? 2048;
-    this.#features = options.features ?? DEFAULT_FEATURES;
+    this.wanted = options.features ?? DEFAULT_FEATURES;
     this.fd = memfd('raw-guest', this.bytes);
     const parts = this.parts();
     const length = Math.ceil(parts.length / 4096) * 4096;
@@ -84,7 +84,7 @@ export class RawGuest {
   }
 
   async negotiate(): Promise<void> {
-    await this.session.negotiate(this.#features);
+    await this.session.negotiate(this.wanted);
   }
 
   async startRing(index: number, base = 0): Promise<void> {
