@@ -481,7 +481,7 @@ export class NetDevice implements VhostUserDevice {
   #misfit(q: Queue, reason: string): void {
     if (q.error === reason) return;
     q.error = reason;
-    if (q.setup && q.setup.errFd >= 0) signal(q.setup.errFd);
+    if (q.setup && q.setup.errFd >= 0) this.#workers.notify(q.setup.errFd);
     this.#events.onQueueBroken(q.index, reason);
   }
 
