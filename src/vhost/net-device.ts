@@ -330,6 +330,7 @@ export class NetDevice implements VhostUserDevice {
     // Without VERSION_1 the header has no num_buffers unless buffers can be merged (5.1.6, legacy).
     vring.set('headerLength', modern ? 12 : 10);
     vring.set('lastAvail', setup.base & 0xffff);
+    vring.set('usedIdx', setup.base >>> 16 || setup.base);
     vring.set('signalledValid', 0);
     vring.set('error', 0);
     vring.set('callFd', setup.callFd);
