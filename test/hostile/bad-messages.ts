@@ -200,6 +200,53 @@ export const MEMORY: Attack[] = [
   memory('regions that have room one by one, and not together', / fit/, [{ size: 64n * TIB }, { size: 64n * TIB, guestAddress: GUEST + 64n * TIB, userAddress: USER + 64n * TIB }], (a) => { const fd = a.sparse(64n * TIB); return [fd, fd]; }),
 ]; // biome-ignore format: a table
 
+/** Memory region by region; negotiated with CONFIGURE_MEM_SLOTS. */
+const slots = (name: string, says: RegExp, act: (a: Attacker) => void): Attack =>
+  shared(name, says, (a) => {
+    a.message(R.SET_PROTOCOL_FEATURES, u64(vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS));
+    act(a);
+  });
+const region = (changes: Partial<m.RegionLayout> = {}) =>
+  m.encodeRegion({
+    guestAddress: GUEST + MIB,
+    userAddress: USER + MIB,
+    size: MIB,
+    mmapOffset: 0n,
+    ...changes,
+  });
+export const SLOTS: Attack[] = [
+  slots('a region that overlaps one that is there', /ADD_MEM_REG: .*overlap in guest addresses/, (a) => a.message(R.ADD_MEM_REG, region({ guestAddress: GUEST + 4096n }), [a.ram])),
+  slots('a region that overlaps one for the front-end', /ADD_MEM_REG: .*overlap in user addresses/, (a) => a.message(R.ADD_MEM_REG, region({ userAddress: USER + 4096n }), [a.ram])),
+  slots('an empty region', /ADD_MEM_REG: region 1 is empty/, (a) => a.message(R.ADD_MEM_REG, region({ size: 0n }), [a.ram])),
+  slots('a region that wraps', /ADD_MEM_REG: region 1: guest address .* wraps/, (a) => a.message(R.ADD_MEM_REG, region({ guestAddress: 2n ** 64n - 4096n }), [a.ram])),
+  slots('a region of 126 GB of a file of one megabyte (SPDK #1183)', /ADD_MEM_REG: region 1: region file shorter than declared/, (a) => a.message(R.ADD_MEM_REG, region({ size: 126n << 30n }), [a.ram])),
+  slots('an eventfd for a region', /ADD_MEM_REG: region 1: an eventfd or the like can't be mapped/, (a) => a.message(R.ADD_MEM_REG, region(), a.own(eventfd()))),
+  slots('no descriptor', /ADD_MEM_REG: 0 descriptors, 1 expected/, (a) => a.message(R.ADD_MEM_REG, region())),
+  slots('the removal of a part of a region', /REM_MEM_REG: no region of 0x1000 bytes/, (a) => a.message(R.REM_MEM_REG, region({ guestAddress: GUEST, userAddress: USER, size: 4096n }))),
+  slots('the removal of a region with a running ring', /REM_MEM_REG: queue 1 is running in this region/, (a) => { a.ring(1); a.message(R.REM_MEM_REG, region({ guestAddress: GUEST, userAddress: USER })); }),
+]; // biome-ignore format: a table
+
+const LOG = features.VHOST_F_LOG_ALL;
+/** A dirty log; negotiated with LOG_SHMFD, and LOG_ALL. */
+const log = (name: string, says: RegExp, size: bigint, offset: bigint, fds?: (a: Attacker) => number[]): Attack => ({
+  name,
+  says,
+  act: (a) => {
+    a.share();
+    a.message(R.SET_PROTOCOL_FEATURES, u64(vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_LOG_SHMFD));
+    a.message(R.SET_LOG_BASE, m.encodeLog({ size, offset }), fds ? fds(a) : [a.ram]);
+    a.message(R.SET_FEATURES, u64(features.VHOST_USER_F_PROTOCOL_FEATURES | features.VIRTIO_F_VERSION_1 | LOG));
+  },
+}); // biome-ignore format: a table's helper
+export const LOGS: Attack[] = [
+  log('a log whose size and offset wrap (CVE-2020-10722)', /SET_LOG_BASE: offset 0x[0-9a-f]+ \+ size 0x[0-9a-f]+ wraps/, 0x1_0000n, 2n ** 64n - 4096n),
+  log('an empty log', /SET_LOG_BASE: the log is empty/, 0n, 0n),
+  log('a log longer than its file', /SET_LOG_BASE: log file shorter than declared/, 2n * MIB, 0n),
+  log('a log that is an eventfd', /SET_LOG_BASE: an eventfd or the like can't be mapped/, 4096n, 0n, (a) => a.own(eventfd())),
+  log('a log without a file', /SET_LOG_BASE: 16 bytes and 0 descriptors|SET_LOG_BASE: 0 descriptors/, 4096n, 0n, () => []),
+  log('a log too small for its guest (CVE-2019-14835)', /log/, 1n, 0n),
+]; // biome-ignore format: a table
+
 /** Messages that a network device has no use for, each with a payload of its right size. */
 export const REFUSED: Attack[] = [
   single('a crypto session with a key of 4 GiB (CVE-2020-10724, CVE-2020-14374 to 14378)', /CREATE_CRYPTO_SESSION: not offered by this back-end/, R.CREATE_CRYPTO_SESSION, new Uint8Array(616).fill(0xff)),

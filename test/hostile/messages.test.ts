@@ -15,10 +15,12 @@ import {
   DESCRIPTORS,
   FEATURES,
   HEADERS,
+  LOGS,
   MEMORY,
   PLACES,
   QUEUES,
   REFUSED,
+  SLOTS,
 } from './bad-messages.ts';
 import { Stage } from './stage.ts';
 
@@ -57,6 +59,8 @@ const tables: Record<string, Attack[]> = {
   'a queue': QUEUES,
   'a ring': PLACES,
   memory: MEMORY,
+  'memory slots': SLOTS,
+  'a dirty log': LOGS,
   'no network': REFUSED,
 };
 for (const [what, attacks] of Object.entries(tables)) {

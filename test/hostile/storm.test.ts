@@ -12,11 +12,13 @@ import {
   DESCRIPTORS,
   FEATURES,
   HEADERS,
+  LOGS,
   MEMORY,
   PLACES,
   POISONED,
   QUEUES,
   REFUSED,
+  SLOTS,
 } from './bad-messages.ts';
 import { PackedGuest } from './packed-guest.ts';
 import { count, Stage } from './stage.ts';
@@ -112,7 +114,7 @@ test('10,000 attempts leave no descriptor and no memory behind', async () => {
   const random = new Random(42);
   const { vswitch, healthy } = stage;
   // Rings that break in the data plane are a third of all.
-  const named = [HEADERS, DESCRIPTORS, FEATURES, QUEUES, PLACES, MEMORY, REFUSED].flat();
+  const named = [HEADERS, DESCRIPTORS, FEATURES, QUEUES, PLACES, MEMORY, SLOTS, LOGS, REFUSED].flat();
   const attacks = [
     ...named,
     ...Array(Math.ceil(named.length / 12))

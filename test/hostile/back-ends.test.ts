@@ -1,0 +1,244 @@
+/**
+ * Hostile back-ends against virtio-user: they answer as they should up to some request, and then lie, or say nothing,
+ * or leave; or they start and then lie in the rings. Each ends with an error that names it, and leaves nothing.
+ */
+import assert from 'node:assert/strict';
+import { mkdtempSync, readSync, rmSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import {
+  acceptUnix,
+  closeFd,
+  listenUnix,
+  memfd,
+  type PollerLease,
+  sharedPoller,
+} from '../../src/sys/index.ts';
+import * as m from '../../src/vhost/messages.ts';
+import { VirtioUser, type VirtioUserOptions } from '../../src/vhost/virtio-user.ts';
+import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
+import { RawEnd } from '../vhost/harness.ts';
+import { count } from './stage.ts';
+
+const R = m.requests;
+const directory = mkdtempSync(join(tmpdir(), 'vireo-back-end-'));
+const path = join(directory, 'device.sock');
+const FEATURES =
+  features.VHOST_USER_F_PROTOCOL_FEATURES |
+  features.VIRTIO_F_VERSION_1 |
+  features.VIRTIO_NET_F_MRG_RXBUF |
+  features.VIRTIO_F_RING_PACKED;
+const PROTOCOL =
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ | vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK;
+
+type Request = NonNullable<Awaited<ReturnType<RawEnd['next']>>>;
+/** What a back-end does with a request; false: it answers as it should. */
+type Lie = (end: RawEnd, request: Request) => boolean;
+
+let lease: PollerLease;
+let junk: number;
+before(() => {
+  lease = sharedPoller();
+  junk = memfd('junk', 4096);
+});
+after(async () => {
+  closeFd(junk);
+  await lease.release();
+  rmSync(directory, { recursive: true });
+});
+
+function honest(end: RawEnd, { request, flags, payload }: Request): void {
+  const answers: Record<number, () => Uint8Array> = {
+    [R.GET_FEATURES]: () => m.encodeU64(FEATURES),
+    [R.GET_PROTOCOL_FEATURES]: () => m.encodeU64(PROTOCOL),
+    [R.GET_QUEUE_NUM]: () => m.encodeU64(1n),
+    [R.GET_VRING_BASE]: () => m.encodeVringState({ index: m.decodeVringState(payload).index, num: 0 }),
+  };
+  const answer = answers[request]?.() ?? (flags & m.FLAG_NEED_REPLY ? m.encodeU64(0n) : undefined);
+  if (answer) end.message(request, answer, { flags: m.FLAG_REPLY });
+}
+
+/** Serves one front-end until it leaves. The first region's descriptor is given to `memory`, to close. */
+async function serve(listenFd: number, lie: Lie, memory: (fd: number) => void): Promise<void> {
+  let fd = acceptUnix(listenFd);
+  for (; fd === undefined; fd = acceptUnix(listenFd)) await sleep(1);
+  const end = new RawEnd(fd);
+  try {
+    for (let request = await end.next(); request; request = await end.next()) {
+      for (const passed of request.fds.splice(0)) {
+        if (request.request === R.SET_MEM_TABLE) memory(passed);
+        else closeFd(passed);
+      }
+      if (lie(end, request)) continue;
+      honest(end, request);
+    }
+  } catch (error) {
+    // It has closed the connection itself, or the front-end has.
+    assert.match((error as Error).message, /EBADF|EPIPE|ECONNRESET/);
+  } finally {
+    end.close();
+  }
+}
+
+/** Opens a device on a back-end that lies, and hands it to `use`; counts what is left afterwards. */
+async function against(
+  lie: Lie,
+  options: Partial<VirtioUserOptions>,
+  use: (open: Promise<VirtioUser>, memory: () => number) => Promise<void>,
+): Promise<void> {
+  // biome-ignore format: one line
+  const before = count();
+  const listenFd = listenUnix(path);
+  let memory = -1;
+  const serving = serve(listenFd, lie, (fd) => {
+    memory = fd;
+  });
+  try {
+    await use(VirtioUser.open({ path, timeout: 300, ...options }), () => memory);
+  } finally {
+    await serving;
+    closeFd(listenFd);
+    if (memory >= 0) closeFd(memory);
+    rmSync(path, { force: true });
+  }
+  assert.deepEqual(count(), before, 'descriptors and mappings are as many as before');
+}
+
+const ASKED = ['GET_FEATURES', 'GET_PROTOCOL_FEATURES', 'GET_QUEUE_NUM', 'SET_FEATURES', 'SET_MEM_TABLE', 'SET_VRING_NUM', 'SET_VRING_BASE', 'SET_VRING_ADDR', 'SET_VRING_CALL', 'SET_VRING_KICK', 'SET_VRING_ENABLE'] as const; // biome-ignore format: a list
+const eight = m.encodeU64(0n);
+const LIES: [name: string, says: string, act: (end: RawEnd, request: number) => void][] = [
+  ['closes', 'the back-end closed the connection', (end) => end.close()],
+  ['says nothing', 'no answer from the back-end within 0.3 s', () => {}],
+  ['says the half of it', 'no answer from the back-end within 0.3 s', (end, r) => end.bytes(m.encodeMessage(r, m.FLAG_REPLY, eight).subarray(0, 15))],
+  ['says the half of it and closes', 'the connection closed in the middle of it', (end, r) => { end.bytes(m.encodeMessage(r, m.FLAG_REPLY, eight).subarray(0, 15)); end.close(); }],
+  ['answers another request', 'the back-end answered SET_OWNER', (end) => end.message(R.SET_OWNER, eight, { flags: m.FLAG_REPLY })],
+  ['answers without the reply flag', 'an answer with flags 0x1', (end, r) => end.message(r, eight)],
+  ['answers in version 3', 'an answer with flags 0x7', (end, r) => end.message(r, eight, { flags: m.FLAG_REPLY, version: 3 })],
+  ['answers with 4 bytes', 'an answer of 4 bytes', (end, r) => end.message(r, eight.subarray(4), { flags: m.FLAG_REPLY })],
+  ['answers with 4 GiB', 'an answer of 4294967295 bytes', (end, r) => end.message(r, eight, { flags: m.FLAG_REPLY, size: 0xffff_ffff })],
+  ['answers with descriptors', 'an answer with 8 descriptors', (end, r) => end.message(r, eight, { flags: m.FLAG_REPLY, fds: Array(8).fill(junk) })],
+  ['answers with 200 descriptors', 'more than 8 descriptors', (end, r) => end.message(r, eight, { flags: m.FLAG_REPLY, fds: Array(200).fill(junk) })],
+]; // biome-ignore format: a table
+
+for (const [name, says, act] of LIES) {
+  test(`a back-end that ${name}, at each request`, async () => {
+    for (const asked of ASKED) {
+      const lie: Lie = (end, { request }) => {
+        if (request !== R[asked]) return false;
+        act(end, request);
+        return true;
+      };
+      await against(lie, {}, async (open) => {
+        await assert.rejects(open, (error: Error) => {
+          assert.ok(error.message.includes(says), `${asked}: ${error.message}`);
+          return true;
+        });
+      });
+    }
+  });
+}
+
+test('a back-end that says no, at each request', async () => {
+  for (const asked of ASKED.slice(3)) {
+    const lie: Lie = (end, { request }) => {
+      if (request !== R[asked]) return false;
+      end.message(request, m.encodeU64(1n), { flags: m.FLAG_REPLY });
+      return true;
+    };
+    await against(lie, {}, (open) => assert.rejects(open, new RegExp(`${asked}: the back-end refused it`)));
+  }
+});
+
+test('a back-end that offers every feature there is, and some that are not', async () => {
+  const lie: Lie = (end, { request }) => {
+    if (request !== R.GET_FEATURES && request !== R.GET_PROTOCOL_FEATURES) return false;
+    end.message(request, m.encodeU64(2n ** 64n - 1n), { flags: m.FLAG_REPLY });
+    return true;
+  };
+  await against(lie, {}, async (open) => {
+    const device = await open;
+    assert.ok(!device.features.includes('VIRTIO_F_ADMIN_VQ'));
+    await device.close();
+  });
+});
+
+test('a back-end that leaves a device that works', async () => {
+  let end: RawEnd | undefined;
+  const lie: Lie = (each, { request }) => {
+    end = each;
+    return request === 0;
+  };
+  await against(lie, {}, async (open) => {
+    const device = await open;
+    end!.close();
+    assert.match(await device.closed, /closed the connection/);
+    assert.equal(device.receive(), undefined);
+    await device.close();
+  });
+});
+
+const SIZE = 256;
+const frame = new Uint8Array(60);
+// The ring to receive on lies at the start of the device's memory (src/vhost/virtio-user.ts).
+describe('a back-end that starts, and then lies in the rings', () => {
+  const split: [string, RegExp, (write: (at: number, ...words: number[]) => void) => void][] = [
+    ['moves used.idx by more than it has', /moved used.idx by 300, more than it was given/, (write) => write(2, 300)],
+    ['moves used.idx back', /moved used.idx by 65535/, (write) => write(2, 65535)],
+    ['returns a descriptor that does not exist', /returned descriptor 256, which it did not have/, (write) => { write(4, 256, 0, 72, 0); write(2, 1); }],
+    ['returns more bytes than the buffer has', /it wrote 2049 bytes/, (write) => { write(4, 0, 0, 2049, 0); write(2, 1); }],
+    ['returns 4 GiB', /it wrote 4294967295 bytes/, (write) => { write(4, 0, 0, 0xffff, 0xffff); write(2, 1); }],
+    ['returns less than a header', /it wrote 11 bytes/, (write) => { write(4, 0, 0, 11, 0); write(2, 1); }],
+    ['says that a frame has no buffer', /a frame is said to lie in 0 buffers/, (write) => { write(4, 0, 0, 72, 0); write(2, 1); }],
+  ]; // biome-ignore format: a table
+  for (const [name, says, lie] of split) {
+    test(`split: ${name}`, async () => {
+      await against(
+        () => false,
+        {},
+        async (open, memory) => {
+          const device = await open;
+          const used = Math.ceil((16 * SIZE + 6 + 2 * SIZE) / 64) * 64;
+          lie((at, ...words) => {
+            const bytes = Buffer.alloc(2 * words.length);
+            for (const [i, word] of words.entries()) bytes.writeUInt16LE(word, 2 * i);
+            writeSync(memory(), bytes, 0, bytes.length, used + at);
+          });
+          assert.throws(() => device.receive(), says);
+          assert.throws(() => device.receive(), says, 'there is no way back');
+          assert.equal(device.send(frame), true, 'the other ring goes on');
+          await device.close();
+        },
+      );
+    });
+  }
+
+  const packed: [string, RegExp, { id: number; length: number }][] = [
+    ['returns a buffer that does not exist', /returned descriptor 300, which it did not have/, { id: 300, length: 72 }],
+    ['returns more bytes than the buffer has', /it wrote 2049 bytes/, { id: 0, length: 2049 }],
+    ['returns less than a header', /it wrote 3 bytes/, { id: 0, length: 3 }],
+    ['says that a frame has no buffer', /a frame is said to lie in 0 buffers/, { id: 0, length: 72 }],
+  ]; // biome-ignore format: a table
+  for (const [name, says, { id, length }] of packed) {
+    test(`packed: ${name}`, async () => {
+      await against(
+        () => false,
+        { packed: true },
+        async (open, memory) => {
+          const device = await open;
+          const bytes = Buffer.alloc(8);
+          readSync(memory(), bytes, 0, 8, 8);
+          assert.equal(bytes.readUInt16LE(6) & 0x8080, 0x80, 'the first buffer is available');
+          bytes.writeUInt32LE(length, 0);
+          bytes.writeUInt16LE(id, 4);
+          bytes.writeUInt16LE(0x8082, 6);
+          writeSync(memory(), bytes, 0, 8, 8);
+          assert.throws(() => device.receive(), says);
+          assert.equal(device.send(frame), true, 'the other ring goes on');
+          await device.close();
+        },
+      );
+    });
+  }
+});
