@@ -12,7 +12,8 @@ A port is NAME=TYPE:TARGET[,key=value…]:
   role=server|client   server (default): listens on PATH; client: dials it, again when it is gone
   max-addresses=N      most MAC addresses learned on this port
   features=-A,-B,+C    offers the guest less or more than by default, such as -packed,-in-order
-  queues=N             most queue pairs of the guest, 1 to 128 (default)`;
+  queues=N             most queue pairs of the guest, 1 to 128 (default)
+  mac=, mtu=, speed=   what the device says of itself to front-ends that ask for it; mtu is a limit for all`;
 
 /** A port in its one-line form, its path made absolute: what runs the switch may be in another directory. */
 export async function readPort(text: string): Promise<PortSpec> {
@@ -106,6 +107,8 @@ export function portText(port: PortDetail): string {
       ['state', port.state],
       ['rings', port.rings || 'not negotiated'],
       ['connections', count(port.connections)],
+      ...(port.mtu === null ? [] : [['mtu', count(port.mtu)] as [string, string]]),
+      ...(port.driverStatus ? [['driver', port.driverStatus] as [string, string]] : []),
       ['addresses', `${count(port.addresses.learned)} learned, at most ${count(port.addresses.limit)}`],
       ['last error', port.lastError ?? 'none'],
     ]),

@@ -20,7 +20,15 @@ interface VirtioLine {
   names: readonly FeatureName[];
   offer: Offer;
   /** What to say to QEMU's device where the guest did not acknowledge it. */
-  option?: string;
+  option?: string | undefined;
+}
+
+/** What a port says of its device; a device that says something has a configuration space. */
+export interface OwnConfiguration {
+  features?: string | undefined;
+  mac?: string | undefined;
+  mtu?: number | undefined;
+  speed?: number | undefined;
 }
 
 const virtio = (word: string, names: FeatureName[], offer: Offer, option?: string): VirtioLine => ({
@@ -39,6 +47,7 @@ const VIRTIO: readonly VirtioLine[] = [
   virtio('event-idx', ['VIRTIO_F_EVENT_IDX'], 'default', 'event_idx=on'),
   virtio('in-order', ['VIRTIO_F_IN_ORDER'], 'default', 'in_order=on'),
   virtio('packed', ['VIRTIO_F_RING_PACKED'], 'default', 'packed=on'),
+  virtio('mtu', ['VIRTIO_NET_F_MTU'], 'default'),
   virtio('csum', ['VIRTIO_NET_F_CSUM', 'VIRTIO_NET_F_GUEST_CSUM'], 'default', 'csum=on,guest_csum=on'),
   virtio(
     'tso4',
@@ -71,15 +80,20 @@ const PROTOCOL: readonly { word: string; name: VhostProtocolFeatureName; offer: 
   { word: 'protocol-mq', name: 'VHOST_USER_PROTOCOL_F_MQ', offer: 'default' },
   { word: 'reply-ack', name: 'VHOST_USER_PROTOCOL_F_REPLY_ACK', offer: 'default' },
   { word: 'backend-req', name: 'VHOST_USER_PROTOCOL_F_BACKEND_REQ', offer: 'default' },
+  { word: 'mtu', name: 'VHOST_USER_PROTOCOL_F_MTU', offer: 'default' },
+  { word: 'reset-device', name: 'VHOST_USER_PROTOCOL_F_RESET_DEVICE', offer: 'default' },
+  { word: 'status', name: 'VHOST_USER_PROTOCOL_F_STATUS', offer: 'default' },
+  // QEMU warns of it, since its network devices have a configuration space of their own.
+  { word: 'config', name: 'VHOST_USER_PROTOCOL_F_CONFIG', offer: 'asked' },
   { word: 'mem-slots', name: 'VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS', offer: 'default' },
   { word: 'rarp', name: 'VHOST_USER_PROTOCOL_F_RARP', offer: 'default' },
   { word: 'log-shmfd', name: 'VHOST_USER_PROTOCOL_F_LOG_SHMFD', offer: 'default' },
 ];
 
 /** Words that a choice may have. */
-export const featureWords: readonly string[] = [...VIRTIO, ...PROTOCOL]
-  .filter(({ offer }) => offer !== 'later')
-  .map(({ word }) => word);
+export const featureWords: readonly string[] = [
+  ...new Set([...VIRTIO, ...PROTOCOL].filter(({ offer }) => offer !== 'later').map(({ word }) => word)),
+];
 
 /** Feature words that a port's choice can't have, with what they should be; empty: it is well formed. */
 export function choiceFaults(choice: string): string[] {
@@ -96,16 +110,23 @@ export function choiceFaults(choice: string): string[] {
 /** QEMU writes `in_order`, a command line `in-order`. */
 const plain = (word: string) => word.toLowerCase().replaceAll('_', '-');
 
-/** The bits that a port offers, virtio's and the protocol's. `choice` must be well formed. */
-export function offeredFeatures(choice = ''): { features: bigint; protocolFeatures: bigint } {
-  const signs = new Map<string, boolean>();
-  for (const part of choice === '' ? [] : choice.split(',')) signs.set(plain(part.slice(1)), part[0] === '+');
+/** The bits that a port offers, virtio's and the protocol's. Its choice of features must be well formed. */
+export function offeredFeatures(port: OwnConfiguration = {}): { features: bigint; protocolFeatures: bigint } {
+  const choice = port.features ? port.features.split(',') : [];
+  const owns = [port.mac, port.mtu, port.speed].some((value) => value !== undefined);
+  const signs = new Map([['config', owns]]);
+  for (const part of choice) signs.set(plain(part.slice(1)), part[0] === '+');
   const on = ({ word, offer }: { word: string; offer: Offer }) =>
     offer !== 'later' && (signs.get(word) ?? offer === 'default');
   let bits = features.VHOST_USER_F_PROTOCOL_FEATURES;
   for (const line of VIRTIO.filter(on)) for (const name of line.names) bits |= features[name];
   let protocolBits = 0n;
   for (const { name } of PROTOCOL.filter(on)) protocolBits |= vhostProtocolFeatures[name];
+  if (protocolBits & vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIG) {
+    bits |= features.VIRTIO_NET_F_STATUS;
+    if (port.mac !== undefined) bits |= features.VIRTIO_NET_F_MAC;
+    if (port.speed !== undefined) bits |= features.VIRTIO_NET_F_SPEED_DUPLEX;
+  }
   return { features: bits, protocolFeatures: protocolBits };
 }
 
@@ -117,8 +138,8 @@ export function missingFeatures(port: {
 }): { name: string; reason: string }[] {
   const missing: { name: string; reason: string }[] = [];
   for (const { word, names, offer, option } of VIRTIO) {
-    // Acknowledged while a guest migrates only.
-    if (word === 'log-all') continue;
+    // An MTU is the wish of whoever starts the guest; logging is acknowledged while a guest migrates only.
+    if (word === 'mtu' || word === 'log-all') continue;
     for (const name of names) {
       if (port.acknowledged & features[name] || (offer === 'asked' && !(port.offered & features[name])))
         continue;

@@ -68,7 +68,7 @@ export class VhostUserPort implements Port {
     this.#struct = context.structures.port(context.slot);
     this.#struct.set('addressLimit', context.maxAddresses);
     const queuePairs = spec.queues ?? QUEUE_PAIRS;
-    const offered = offeredFeatures(spec.features);
+    const offered = offeredFeatures(spec);
     if (queuePairs === 1) offered.features &= ~features.VIRTIO_NET_F_MQ;
     try {
       // The socket comes first: where it can't be had there is no device yet that would have to be given back.
@@ -81,6 +81,7 @@ export class VhostUserPort implements Port {
         ...context,
         ...offered,
         queuePairs,
+        config: { mac: spec.mac, mtu: spec.mtu, speed: spec.speed },
         events: {
           onRings: () => {
             const broken = this.#device.queues.find((q) => q.error !== null);
@@ -266,6 +267,8 @@ export class VhostUserPort implements Port {
     }
     return {
       ...this.status(),
+      mtu: this.#device.mtu,
+      driverStatus: this.#session?.driverStatus ?? '',
       features: { offered: featureNames(offered), acknowledged: featureNames(acknowledged), missing },
       protocolFeatures: {
         offered: vhostProtocolFeatureNames(this.#device.protocolFeatures),

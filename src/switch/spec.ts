@@ -8,6 +8,7 @@
  */
 import { z } from 'zod';
 import { choiceFaults, featureWords } from '../ports/features.ts';
+import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { SwitchError } from './errors.ts';
 import type { PortSpec, SwitchOptions } from './types.ts';
 
@@ -77,6 +78,16 @@ const featureChoice = z
     context.addIssue({ code: 'custom', message: `${faults.join('; ')}; ${known}` });
   });
 
+const stationAddress = (() => {
+  const told = expected('a MAC address of one station, such as "52:54:00:12:34:56"');
+  // IEEE 802: the lowest bit of the first octet marks a group of stations.
+  const ofOne = (mac: string) => (Number.parseInt(mac.slice(0, 2), 16) & 1) === 0 && !/^[0:]*$/.test(mac);
+  return z
+    .string(told)
+    .regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i, told)
+    .refine(ofOne, told);
+})();
+
 const portObject = z.strictObject(
   {
     name: name("a port's", 'vm1'),
@@ -86,6 +97,9 @@ const portObject = z.strictObject(
     maxAddresses: wholeNumber(1, MAX_ADDRESSES).optional(),
     features: featureChoice.optional(),
     queues: wholeNumber(1, MAX_QUEUE_PAIRS).optional(),
+    mac: stationAddress.optional(),
+    mtu: wholeNumber(MIN_MTU, MAX_MTU).optional(),
+    speed: wholeNumber(1, 0x7fff_ffff, ' of Mbit/s').optional(),
   },
   expected(`a port: a map with name, type and target, or one line such as "${EXAMPLE}"`),
 );

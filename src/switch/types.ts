@@ -25,6 +25,12 @@ export interface PortSpec {
   features?: string;
   /** Most queue pairs that the guest may have, 1 to 128; default 128. */
   queues?: number;
+  /** The device's MAC address, for front-ends that ask the back-end for it (crosvm; QEMU has its own `mac=`). */
+  mac?: string;
+  /** Most bytes of payload in a frame that the guest may be told of, 68 to 65535; default: what its front-end says. */
+  mtu?: number;
+  /** Mbit/s that the guest is told of; default: unknown. */
+  speed?: number;
 }
 
 export interface SwitchOptions {
@@ -125,6 +131,10 @@ export interface MemoryRegionStatus {
 }
 
 export interface PortDetail extends PortStatus {
+  /** What the guest was told to keep to; null where nobody told it anything. */
+  mtu: number | null;
+  /** The device status that the guest's driver has set, such as `ACKNOWLEDGE DRIVER`; empty where nobody tells. */
+  driverStatus: string;
   features: {
     offered: string[];
     acknowledged: string[];

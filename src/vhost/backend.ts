@@ -25,7 +25,10 @@ import {
   vhostProtocolFeatureNames,
   vhostProtocolFeatures,
 } from '../virtio/features.ts';
+import { changedFields, MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
+import { deviceStatus, foreignStatus, nextStatus, statusNames } from '../virtio/status.ts';
 import { BackendChannel } from './backend-channel.ts';
+
 import { Connection } from './connection.ts';
 import type { VhostUserDevice, VringChange } from './device.ts';
 import { logReach } from './dirty-log.ts';
@@ -33,6 +36,7 @@ import { wholeRange } from './iotlb.ts';
 import {
   checkRequest,
   checkRequestHeader,
+  decodeConfig,
   decodeIotlb,
   decodeLog,
   decodeMemoryTable,
@@ -41,6 +45,7 @@ import {
   decodeVringAddress,
   decodeVringIndex,
   decodeVringState,
+  encodeConfig,
   encodeU64,
   encodeVringState,
   FLAG_NEED_REPLY,
@@ -65,7 +70,11 @@ const {
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_RARP,
+  VHOST_USER_PROTOCOL_F_CONFIG,
+  VHOST_USER_PROTOCOL_F_MTU,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  VHOST_USER_PROTOCOL_F_RESET_DEVICE,
+  VHOST_USER_PROTOCOL_F_STATUS,
 } = vhostProtocolFeatures;
 
 const MAX_VRING_SIZE = 32768;
@@ -146,6 +155,7 @@ export class BackendSession {
   #ended: () => void = () => {};
   #features: bigint | undefined;
   #protocolFeatures = 0n;
+  #status = 0;
   #memory: RegionLayout[] = [];
   /** Bytes of the dirty log; undefined: there is none. */
   #logSize: bigint | undefined;
@@ -181,6 +191,11 @@ export class BackendSession {
   /** vhost-user protocol features that the front-end acknowledged; 0n before that. */
   get protocolFeatures(): bigint {
     return this.#protocolFeatures;
+  }
+
+  /** The device status that the driver has set, as `ACKNOWLEDGE DRIVER`; empty where the front-end doesn't tell. */
+  get driverStatus(): string {
+    return statusNames(this.#status);
   }
 
   /** By number, up to the last one that the front-end has spoken of. */
@@ -239,6 +254,18 @@ export class BackendSession {
         handlers.set(requests.ADD_MEM_REG, (m) => this.#addRegion(m));
         handlers.set(requests.REM_MEM_REG, (m) => this.#removeRegion(m));
       }
+      if (offered & VHOST_USER_PROTOCOL_F_MTU)
+        handlers.set(requests.NET_SET_MTU, (m) => this.#setMtu(decodeU64(m.payload)));
+      if (offered & VHOST_USER_PROTOCOL_F_CONFIG) {
+        handlers.set(requests.GET_CONFIG, (m) => this.#getConfig(m));
+        handlers.set(requests.SET_CONFIG, (m) => this.#setConfig(m));
+      }
+      if (offered & VHOST_USER_PROTOCOL_F_STATUS) {
+        handlers.set(requests.SET_STATUS, (m) => this.#setStatus(decodeU64(m.payload)));
+        handlers.set(requests.GET_STATUS, () => encodeU64(BigInt(this.#status)));
+      }
+      if (offered & VHOST_USER_PROTOCOL_F_RESET_DEVICE)
+        handlers.set(requests.RESET_DEVICE, () => this.#resetDevice());
     }
     return handlers;
   }
@@ -465,6 +492,79 @@ export class BackendSession {
     this.#report(`SET_LOG_BASE: the log reaches guest address ${hex(reach)}, memory goes on to ${end}`);
   }
 
+  #setMtu(mtu: bigint): undefined {
+    if (mtu < MIN_MTU || mtu > MAX_MTU)
+      throw new ProtocolError(`an MTU of ${mtu}, ${MIN_MTU} to ${MAX_MTU} expected`);
+    try {
+      this.#device.setMtu(Number(mtu));
+    } catch (error) {
+      throw new ProtocolError((error as Error).message);
+    }
+    return this.#changed();
+  }
+
+  /** Says "no" with an answer without payload, as the document has it. */
+  #getConfig(message: Message): Uint8Array {
+    try {
+      const { offset, size, flags } = decodeConfig(message.payload);
+      const bytes = new Uint8Array(size);
+      bytes.set(this.#device.config().subarray(offset, offset + size));
+      return encodeConfig({ offset, size, flags, bytes });
+    } catch (error) {
+      this.#report(named(message.request, error).message);
+      return new Uint8Array(0);
+    }
+  }
+
+  /** A driver may write its MAC address, without VERSION_1 (5.1.4.3), and a migration brings it along. */
+  #setConfig(message: Message): undefined {
+    const { offset, flags, bytes } = decodeConfig(message.payload);
+    if (flags > 1) throw new ProtocolError(`flags ${flags}, 0 or 1 expected`);
+    const before = this.#device.config();
+    const after = before.slice();
+    if (offset + bytes.length > after.length)
+      throw new ProtocolError(`the network device's configuration space has ${after.length} bytes`);
+    after.set(bytes, offset);
+    const legacy = ((this.#features ?? 0n) & features.VIRTIO_F_VERSION_1) === 0n;
+    const fixed = changedFields(before, after).filter((name) => name !== 'mac' || (flags === 0 && !legacy));
+    if (fixed.length > 0) throw new ProtocolError(`${fixed.join(', ')} can't be written`);
+    this.#device.setMac(after.subarray(0, 6));
+    return undefined;
+  }
+
+  async #setStatus(asked: bigint): Promise<undefined> {
+    const bits = asked > 0xffn ? -1 : Number(asked);
+    if (bits < 0 || foreignStatus(bits))
+      throw new ProtocolError(`0x${asked.toString(16)} has bits that the device status doesn't have`);
+    if (bits === 0) {
+      // 2.1.2: the device is reset. What belongs to the connection stays, a front-end doesn't say it again.
+      for (const index of this.#vrings.keys()) await this.#stop(index);
+    }
+    this.#status = nextStatus(this.#status, bits, {
+      settled: this.#features !== undefined,
+      legacy: ((this.#features ?? 0n) & features.VIRTIO_F_VERSION_1) === 0n,
+      running: this.#vrings.some((vring) => vring.running),
+    });
+    if (bits & deviceStatus.FAILED)
+      this.#report("SET_STATUS: the guest's driver gave up on the device (FAILED)");
+    return this.#changed();
+  }
+
+  /**
+   * All as at the start of the session but for what the front-end doesn't say again: its memory (QEMU only sends
+   * what has changed of it), the protocol features and the eventfds.
+   */
+  async #resetDevice(): Promise<undefined> {
+    for (const [index, vring] of this.#vrings.entries()) {
+      await this.#stop(index);
+      Object.assign(vring, { size: 0, base: 0, enabled: false, address: undefined });
+    }
+    this.#features = undefined;
+    await this.#device.setFeatures(0n);
+    this.#status = 0;
+    return this.#changed();
+  }
+
   #setNum(message: Message): undefined {
     const { index, num } = decodeVringState(message.payload);
     const vring = this.#vring(index);
@@ -514,12 +614,16 @@ export class BackendSession {
   async #getBase(message: Message): Promise<Uint8Array> {
     const { index } = decodeVringState(message.payload);
     const vring = this.#vring(index);
-    if (vring.running) {
-      vring.base = await this.#device.stopVring(index);
-      vring.running = false;
-      this.#changed();
-    }
+    await this.#stop(index);
     return encodeVringState({ index, num: vring.base });
+  }
+
+  async #stop(index: number): Promise<void> {
+    const vring = this.#vrings[index]!;
+    if (!vring.running) return;
+    vring.base = await this.#device.stopVring(index);
+    vring.running = false;
+    this.#changed();
   }
 
   async #setKick(message: Message): Promise<undefined> {

@@ -67,6 +67,12 @@ export interface VhostUserDevice {
   readonly protocolFeatures: bigint;
   /** Most queue pairs; there are twice as many vrings. */
   readonly queuePairs: number;
+  /** Most bytes of payload in a frame, as the front-end has told the guest: 68 to 65535. Throws where it's too much. */
+  setMtu(mtu: number): void;
+  /** The configuration space, whole; where the front-end asks for more there are zeros. */
+  config(): Uint8Array;
+  /** A new MAC address in the configuration space, of 6 bytes. */
+  setMac(mac: Uint8Array): void;
   /**
    * The features that the front-end acknowledged: always a subset of those offered. While a ring runs only
    * VHOST_F_LOG_ALL changes; when the promise resolves every write to guest memory is logged, or none is.

@@ -13,11 +13,14 @@
  */
 import type { Poller } from '../sys/index.ts';
 import { vhostProtocolFeatures, features as virtio } from '../virtio/features.ts';
+import { decodeNetConfig, NET_CONFIG_LENGTH } from '../virtio/net-config.ts';
 import { Connection } from './connection.ts';
 import type { LogSetup, MemoryRegion } from './device.ts';
 import {
+  decodeConfig,
   decodeU64,
   decodeVringState,
+  encodeConfig,
   encodeIotlb,
   encodeLog,
   encodeMemoryTable,
@@ -41,17 +44,27 @@ import {
 
 const { VHOST_USER_F_PROTOCOL_FEATURES } = virtio;
 const {
+  VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_MTU,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  VHOST_USER_PROTOCOL_F_RESET_DEVICE,
+  VHOST_USER_PROTOCOL_F_STATUS,
 } = vhostProtocolFeatures;
 
 /** Protocol features that this end understands. */
 export const FRONTEND_PROTOCOL_FEATURES =
-  VHOST_USER_PROTOCOL_F_MQ | VHOST_USER_PROTOCOL_F_REPLY_ACK | VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
+  VHOST_USER_PROTOCOL_F_MQ |
+  VHOST_USER_PROTOCOL_F_REPLY_ACK |
+  VHOST_USER_PROTOCOL_F_MTU |
+  VHOST_USER_PROTOCOL_F_CONFIG |
+  VHOST_USER_PROTOCOL_F_RESET_DEVICE |
+  VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS |
+  VHOST_USER_PROTOCOL_F_STATUS;
 
 const NOTHING = new Uint8Array(0);
-/** Every answer here is a u64 or a vring state. */
+/** Every answer but that of GET_CONFIG is a u64 or a vring state. */
 const ANSWER_SIZE = 8;
 
 export interface FrontendSessionOptions {
@@ -86,6 +99,8 @@ export interface VringLayout {
 
 interface Waiting {
   request: number;
+  /** Bytes of the answer. */
+  size: number;
   resolve: (payload: Uint8Array) => void;
   reject: (reason: Error) => void;
   timer: NodeJS.Timeout;
@@ -179,6 +194,51 @@ export class FrontendSession {
   /** Takes a region back, in which no running ring lies. */
   async removeRegion(region: Omit<MemoryRegion, 'fd'>): Promise<void> {
     await this.#do(requests.REM_MEM_REG, encodeRegion(region));
+  }
+
+  /** Tells the back-end the MTU, 68 to 65535, that the driver keeps to. False: it wasn't agreed to talk of it. */
+  async setMtu(mtu: number): Promise<boolean> {
+    if ((this.#protocolFeatures & VHOST_USER_PROTOCOL_F_MTU) === 0n) return false;
+    await this.#do(requests.NET_SET_MTU, encodeU64(BigInt(mtu)));
+    return true;
+  }
+
+  /** The device's configuration space; undefined where the back-end has none. Rejects when it can't be read. */
+  async config(): Promise<ReturnType<typeof decodeNetConfig> | undefined> {
+    if ((this.#protocolFeatures & VHOST_USER_PROTOCOL_F_CONFIG) === 0n) return undefined;
+    const wanted = { offset: 0, size: NET_CONFIG_LENGTH, flags: 0, bytes: new Uint8Array(NET_CONFIG_LENGTH) };
+    const payload = encodeConfig(wanted);
+    const answer = await this.#ask(requests.GET_CONFIG, payload, [], 0, payload.length);
+    if (answer.length === 0) throw new Error('GET_CONFIG: the back-end refused it');
+    try {
+      const { offset, bytes } = decodeConfig(answer);
+      if (offset !== 0) throw new ProtocolError(`an answer for offset ${offset}, 0 expected`);
+      return decodeNetConfig(bytes);
+    } catch (error) {
+      throw this.#distrust(`GET_CONFIG: ${(error as Error).message}`);
+    }
+  }
+
+  /** Sets the device status. False: it wasn't agreed to talk of it. */
+  async setStatus(bits: number): Promise<boolean> {
+    if ((this.#protocolFeatures & VHOST_USER_PROTOCOL_F_STATUS) === 0n) return false;
+    await this.#do(requests.SET_STATUS, encodeU64(BigInt(bits)));
+    return true;
+  }
+
+  /** The device status as the back-end has it; undefined where it wasn't agreed to talk of it. */
+  async status(): Promise<number | undefined> {
+    if ((this.#protocolFeatures & VHOST_USER_PROTOCOL_F_STATUS) === 0n) return undefined;
+    const status = decodeU64(await this.#ask(requests.GET_STATUS, NOTHING));
+    if (status <= 0xffn) return Number(status);
+    throw this.#distrust(`GET_STATUS: status 0x${status.toString(16)}, a byte expected`);
+  }
+
+  /** Resets the device; memory and protocol features stay. False: it wasn't agreed that it can be. */
+  async resetDevice(): Promise<boolean> {
+    if ((this.#protocolFeatures & VHOST_USER_PROTOCOL_F_RESET_DEVICE) === 0n) return false;
+    await this.#do(requests.RESET_DEVICE, NOTHING);
+    return true;
   }
 
   /** Describes a stopped ring. */
@@ -282,7 +342,13 @@ export class FrontendSession {
     if (!this.#connection.open) throw this.#gone(request);
   }
 
-  #ask(request: number, payload: Uint8Array, fds: readonly number[] = [], flags = 0): Promise<Uint8Array> {
+  #ask(
+    request: number,
+    payload: Uint8Array,
+    fds: readonly number[] = [],
+    flags = 0,
+    size = ANSWER_SIZE,
+  ): Promise<Uint8Array> {
     return new Promise((resolve, reject) => {
       if (!this.#connection.open) return reject(this.#gone(request));
       const timeout = this.#options.timeout ?? 5000;
@@ -290,7 +356,7 @@ export class FrontendSession {
         const words = `no answer from the back-end within ${timeout / 1000} s`;
         this.#connection.close(new ProtocolError(`${requestName(request)}: ${words}`));
       }, timeout);
-      this.#waiting.push({ request, resolve, reject, timer });
+      this.#waiting.push({ request, size, resolve, reject, timer });
       void this.#connection.send(request, flags, payload, fds);
     });
   }
@@ -303,8 +369,9 @@ export class FrontendSession {
       throw new ProtocolError(`${requestName(expected.request)}: the back-end answered ${name}`);
     if (flags !== (VERSION | FLAG_REPLY))
       throw new ProtocolError(`${name}: an answer with flags 0x${flags.toString(16)}, 0x5 expected`);
-    if (size !== ANSWER_SIZE)
-      throw new ProtocolError(`${name}: an answer of ${size} bytes, ${ANSWER_SIZE} expected`);
+    // A back-end without an answer to GET_CONFIG says so with no payload.
+    if (size !== expected.size && !(size === 0 && request === requests.GET_CONFIG))
+      throw new ProtocolError(`${name}: an answer of ${size} bytes, ${expected.size} expected`);
   }
 
   #gone(request: number): Error {

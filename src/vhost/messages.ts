@@ -6,6 +6,7 @@
  * in the machine's byte order, which is little-endian wherever this runs.
  */
 import { vhostProtocolFeatures as protocol } from '../virtio/features.ts';
+import { MAX_CONFIG_LENGTH } from '../virtio/net-config.ts';
 
 export const HEADER_SIZE = 12;
 /** No message is larger; the largest that has a layout here is a memory table of 8 regions (264 bytes). */
@@ -136,7 +137,8 @@ const VRING_ADDRESS = 40;
 const REGION = 32;
 const TABLE_HEADER = 8;
 const LOG = 16;
-const CONFIG = [12, 12 + 256] as const;
+const CONFIG_HEADER = 12;
+const CONFIG = [CONFIG_HEADER, CONFIG_HEADER + MAX_CONFIG_LENGTH] as const;
 /** Four fields of 20 bytes, which C pads to 24. */
 const INFLIGHT = [20, 24] as const;
 
@@ -353,6 +355,37 @@ export function encodeLog({ size, offset }: { size: bigint; offset: bigint }): U
   viewOf(bytes).setBigUint64(0, size, true);
   viewOf(bytes).setBigUint64(8, offset, true);
   return bytes;
+}
+
+/** A piece of the configuration space, or of one that is asked for. */
+export interface ConfigPiece {
+  offset: number;
+  size: number;
+  /** 0: a driver writes; 1: the front-end restores it after a migration. */
+  flags: number;
+  bytes: Uint8Array;
+}
+
+/** The payload of GET_CONFIG and SET_CONFIG. Throws a ProtocolError when it contradicts itself. */
+export function decodeConfig(payload: Uint8Array): ConfigPiece {
+  const view = viewOf(payload);
+  const [offset, size, flags] = [0, 4, 8].map((at) => view.getUint32(at, true)) as [number, number, number];
+  const bytes = payload.subarray(CONFIG_HEADER);
+  if (bytes.length !== size)
+    throw new ProtocolError(`${bytes.length} bytes of configuration space, ${size} announced`);
+  if (offset + size > MAX_CONFIG_LENGTH)
+    throw new ProtocolError(
+      `bytes ${offset} to ${offset + size} of the configuration space, which has ${MAX_CONFIG_LENGTH}`,
+    );
+  return { offset, size, flags, bytes };
+}
+
+export function encodeConfig({ offset, size, flags, bytes }: ConfigPiece): Uint8Array {
+  const payload = new Uint8Array(CONFIG_HEADER + bytes.length);
+  const view = viewOf(payload);
+  for (const [i, value] of [offset, size, flags].entries()) view.setUint32(4 * i, value, true);
+  payload.set(bytes, CONFIG_HEADER);
+  return payload;
 }
 
 /** Bit 8 of the u64 of SET_VRING_KICK, CALL and ERR: no descriptor comes with it. */

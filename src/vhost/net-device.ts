@@ -8,6 +8,7 @@
 import type { Arena, PortStruct, Range, Structures, VringStruct } from '../arena/index.ts';
 import { closeFd } from '../sys/index.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
+import { encodeNetConfig, type NetConfig } from '../virtio/net-config.ts';
 import { maySend, takes } from '../virtio/offloads.ts';
 import * as packed from '../virtio/packed-ring.ts';
 import * as split from '../virtio/split-ring.ts';
@@ -108,6 +109,9 @@ export interface NetDeviceEvents {
   onQueueBroken(queue: number, reason: string): void;
 }
 
+/** What a port says of the device itself; a front-end may have its own ideas of what it doesn't. */
+export type DeviceLimits = Pick<NetConfig, 'mac' | 'mtu' | 'speed'>;
+
 /** One vring of the device, control plane's side. */
 interface Queue {
   readonly index: number;
@@ -146,6 +150,9 @@ export class NetDevice implements VhostUserDevice {
   #log: DirtyLog | null = null;
   #logFd = -1;
   #logTimer: NodeJS.Timeout | null = null;
+  readonly #limits: DeviceLimits;
+  #mtu: number | null;
+  #config: Uint8Array;
 
   constructor(context: {
     arena: Arena;
@@ -157,11 +164,16 @@ export class NetDevice implements VhostUserDevice {
     queuePairs: number;
     features: bigint;
     protocolFeatures: bigint;
+    /** What the back-end owns of the device's configuration. */
+    config?: DeviceLimits | undefined;
     events: NetDeviceEvents;
   }) {
+    this.#limits = context.config ?? {};
+    this.#mtu = this.#limits.mtu ?? null;
+    this.queuePairs = context.queuePairs;
+    this.#config = this.#initialConfig();
     this.#arena = context.arena;
     this.#structures = context.structures;
-    this.queuePairs = context.queuePairs;
     this.#workers = context.workers;
     this.#events = context.events;
     this.features = context.features;
@@ -209,6 +221,30 @@ export class NetDevice implements VhostUserDevice {
 
   get acknowledged(): bigint {
     return this.#acknowledged;
+  }
+
+  /** What the guest was told to keep to; null where nobody told it anything. */
+  get mtu(): number | null {
+    return this.#mtu;
+  }
+
+  #initialConfig(): Uint8Array {
+    return encodeNetConfig({ ...this.#limits, pairs: this.queuePairs });
+  }
+
+  config(): Uint8Array {
+    return this.#config;
+  }
+
+  setMac(mac: Uint8Array): void {
+    this.#config.set(mac);
+  }
+
+  setMtu(mtu: number): void {
+    const { mtu: limit } = this.#limits;
+    if (limit !== undefined && mtu > limit)
+      throw new Error(`an MTU of ${mtu}, but this port's limit is mtu=${limit}`);
+    this.#mtu = mtu;
   }
 
   async setFeatures(features: bigint): Promise<void> {
@@ -548,6 +584,8 @@ export class NetDevice implements VhostUserDevice {
     this.#log?.close();
     this.#log = null;
     this.memory.clear();
+    this.#mtu = this.#limits.mtu ?? null;
+    this.#config = this.#initialConfig();
   }
 
   async #stop(queues: Queue[]): Promise<void> {

@@ -23,10 +23,12 @@ import {
   sharedNotifier,
   sharedPoller,
 } from '../sys/index.ts';
-import { featureNames, features, vhostProtocolFeatures } from '../virtio/features.ts';
+import { featureNames, features } from '../virtio/features.ts';
+import type { decodeNetConfig } from '../virtio/net-config.ts';
 import { type Offload, readNetHeader, writeNetHeader } from '../virtio/net-header.ts';
 import { packedLayout } from '../virtio/packed-ring.ts';
 import { splitLayout } from '../virtio/split-ring.ts';
+import { deviceStatus } from '../virtio/status.ts';
 import { FrontendSession } from './frontend.ts';
 
 /** Everything that the driver can make use of, but for packed rings, which are asked for. */
@@ -37,6 +39,10 @@ export const DRIVER_FEATURES =
   features.VIRTIO_F_EVENT_IDX |
   features.VIRTIO_F_IN_ORDER |
   features.VIRTIO_NET_F_MRG_RXBUF |
+  features.VIRTIO_NET_F_MAC |
+  features.VIRTIO_NET_F_MTU |
+  features.VIRTIO_NET_F_STATUS |
+  features.VIRTIO_NET_F_SPEED_DUPLEX |
   features.VHOST_USER_F_PROTOCOL_FEATURES;
 
 /** What `offloads` asks for beside. */
@@ -54,9 +60,6 @@ export const DRIVER_OFFLOADS =
   features.VIRTIO_NET_F_GUEST_UFO |
   features.VIRTIO_NET_F_GUEST_USO4 |
   features.VIRTIO_NET_F_GUEST_USO6;
-
-const DRIVER_PROTOCOL_FEATURES =
-  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MQ | vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK;
 
 /** DriverRing.flags, and the feature that each follows. */
 const FLAGS = [
@@ -133,6 +136,9 @@ export interface VirtioUserCounters {
   gaps: number;
 }
 
+/** A field is only valid with its feature: mac, mtu, speed, and linkUp of VIRTIO_NET_F_STATUS. */
+export type DeviceConfig = ReturnType<typeof decodeNetConfig>;
+
 let shared: Arena | undefined;
 
 type Ring = Struct<(typeof RING_FIELDS)[number]>;
@@ -142,6 +148,8 @@ export class VirtioUser {
   readonly features: readonly string[];
   /** Queue pairs, whether enabled or not. */
   readonly queues: number;
+  /** What the back-end says of the device: address, MTU, speed, link; undefined where it says nothing. */
+  readonly config: DeviceConfig | undefined;
   /** Resolves with the reason when the back-end is gone or this device was closed. */
   readonly closed: Promise<string>;
   readonly #arena: Arena;
@@ -174,6 +182,7 @@ export class VirtioUser {
     epoll: Epoll;
     frame: number;
     acknowledged: bigint;
+    config: DeviceConfig | undefined;
   }) {
     this.#arena = parts.arena;
     this.#poller = parts.poller;
@@ -190,6 +199,7 @@ export class VirtioUser {
     this.features = featureNames(parts.acknowledged);
     this.#offloads =
       (parts.acknowledged & (features.VIRTIO_NET_F_CSUM | features.VIRTIO_NET_F_GUEST_CSUM)) !== 0n;
+    this.config = parts.config;
   }
 
   /** Connects, negotiates, starts and enables the queues. Rejects with an Error that names what failed. */
@@ -220,9 +230,15 @@ export class VirtioUser {
       if (options.packed) wanted |= features.VIRTIO_F_RING_PACKED;
       if (options.offloads) wanted |= DRIVER_OFFLOADS;
       if (queues > 1) wanted |= features.VIRTIO_NET_F_MQ;
-      const negotiated = await session.negotiate(wanted, DRIVER_PROTOCOL_FEATURES);
+      const negotiated = await session.negotiate(wanted);
       if (negotiated.queuePairs < queues)
         throw new RangeError(`queues ${queues}: the back-end has ${negotiated.queuePairs} at most`);
+      // 3.1.1: the device may refuse what it offered, and says so here.
+      const { ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK } = deviceStatus;
+      await session.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+      if ((((await session.status()) ?? FEATURES_OK) & FEATURES_OK) === 0)
+        throw new Error('the back-end does not accept the features that it offered');
+      const config = await session.config();
 
       shared ??= new Arena();
       const arena = shared;
@@ -287,7 +303,7 @@ export class VirtioUser {
       for (const [index, fd] of calls.entries()) if (index % 2 === TO_US) epoll.add(fd, EPOLLIN);
       const device = new VirtioUser({
         arena, poller, session, closed, pool, tables, rings, kicks, calls, epoll,
-        frame: tables.start + tables.length - frameRoom + HEADER_ROOM, acknowledged,
+        frame: tables.start + tables.length - frameRoom + HEADER_ROOM, acknowledged, config,
       }); // biome-ignore format: a record
       const { functions } = arena.dataplane;
       for (const [index, ring] of rings.entries()) {
@@ -306,6 +322,7 @@ export class VirtioUser {
         await session.startVring(index, { kickFd: kicks[index]!, callFd: calls[index]! });
       }
       for (const index of rings.keys()) await session.enable(index, true);
+      await session.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
       return device;
     } catch (error) {
       for (const step of undo.reverse()) await step();

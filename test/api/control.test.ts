@@ -56,6 +56,8 @@ class Table implements SwitchControl {
       state: 'listening',
       rings: '',
       lastError: null,
+      mtu: null,
+      driverStatus: '',
       features: { offered: [], acknowledged: [], missing: [] },
       protocolFeatures: { offered: [], acknowledged: [] },
       queues: [],

@@ -69,7 +69,7 @@ describe('docs/vhost-user.md, the table of messages', () => {
   /** Sends the message in its smallest form to a back-end: the error, if there is one, and whether it goes on. */
   async function send(number: number): Promise<{ error: string; goesOn: boolean }> {
     const device = new RecordingDevice();
-    Object.assign(device, offeredFeatures(featureWords.map((word) => `+${word}`).join()));
+    Object.assign(device, offeredFeatures({ features: featureWords.map((word) => `+${word}`).join() }));
     const { session, errors, end } = serve(lease.poller, device);
     const { size, descriptors } = requestRule(number)!;
     const bytes = typeof size === 'number' ? size : size[0];

@@ -160,6 +160,13 @@ export class RawGuest {
     return (this.read(this.at(index, 'used', 0), 1)[0]! & 1) === 0;
   }
 
+  /** A ring as it was at the start, for one that starts anew. */
+  clear(index: number): void {
+    this.offered[index] = 0;
+    this.seen[index] = 0;
+    for (const part of ['avail', 'used'] as const) this.write(this.at(index, part, 0), new Uint8Array(4));
+  }
+
   /** Lends buffers 0 to `count` - 1 to receive into. */
   lend(count = this.size): void {
     for (let i = 0; i < count; i++) this.describe(0, i, { address: this.buffer(i), length: 2048, flags: 2 });

@@ -354,7 +354,12 @@ describe('requests that fail', () => {
     const { end, session, errors } = serve(poller);
     await negotiate(end);
     const cases: [number, Uint8Array, number[], string][] = [
-      [R.SET_STATUS, m.encodeU64(1n), [], 'SET_STATUS: not offered by this back-end'],
+      [
+        R.CLOSE_CRYPTO_SESSION,
+        m.encodeU64(1n),
+        [],
+        'CLOSE_CRYPTO_SESSION: not offered by this back-end: a network device has no crypto sessions',
+      ],
       [99, new Uint8Array(100), [g.call], 'message 99: no such request is known here'],
       [0, new Uint8Array(0), [], 'message 0: no such request is known here'],
     ];
@@ -372,7 +377,7 @@ describe('requests that fail', () => {
   });
 
   test('not offered, with an answer of its own: the connection ends', async () => {
-    for (const request of [R.GET_STATUS, R.GET_SHARED_OBJECT, R.GET_CONFIG]) {
+    for (const request of [R.CREATE_CRYPTO_SESSION, R.GET_SHARED_OBJECT, R.GET_SHMEM_CONFIG]) {
       const { end, ended } = serve(poller);
       await negotiate(end);
       const { size } = m.requestRule(request)!;
@@ -387,7 +392,7 @@ describe('requests that fail', () => {
     const { end, session } = serve(poller);
     await negotiate(end, { ack: false });
     end.message(R.SET_VRING_NUM, state(0, 256), { flags: ACK });
-    end.message(R.SET_STATUS, m.encodeU64(0n), { flags: ACK });
+    end.message(R.CLOSE_CRYPTO_SESSION, m.encodeU64(0n), { flags: ACK });
     await synced(end);
     end.close();
     await session.closed;
@@ -633,8 +638,8 @@ bad('features not offered', 'SET_FEATURES: VIRTIO_NET_F_MQ, bit 44 not offered',
 );
 bad(
   'protocol features not offered',
-  'SET_PROTOCOL_FEATURES: VHOST_USER_PROTOCOL_F_STATUS not offered',
-  (end) => end.message(R.SET_PROTOCOL_FEATURES, m.encodeU64(1n << 16n)),
+  'SET_PROTOCOL_FEATURES: VHOST_USER_PROTOCOL_F_XEN_MMAP not offered',
+  (end) => end.message(R.SET_PROTOCOL_FEATURES, m.encodeU64(1n << 17n)),
 );
 
 function table(name: string, error: string, regions: m.RegionLayout[], fds?: number[]): void {

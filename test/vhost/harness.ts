@@ -11,6 +11,7 @@ import type {
 } from '../../src/vhost/device.ts';
 import { decodeHeader, encodeMessage, HEADER_SIZE, type Header } from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
+import { encodeNetConfig } from '../../src/virtio/net-config.ts';
 
 export const OFFERED =
   features.VHOST_USER_F_PROTOCOL_FEATURES |
@@ -23,7 +24,11 @@ export const OFFERED_PROTOCOL =
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_RARP |
-  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_LOG_SHMFD;
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_LOG_SHMFD |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MTU |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIG |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_RESET_DEVICE |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_STATUS;
 
 /** A device without a data plane: it keeps descriptors as a real one would and records what it was told. */
 export class RecordingDevice implements VhostUserDevice {
@@ -60,6 +65,24 @@ export class RecordingDevice implements VhostUserDevice {
     await this.#called('setMemoryTable', String(regions.length), () => regions.map(({ fd }) => fd));
     for (const { fd } of this.memory) closeFd(fd);
     this.memory = regions;
+  }
+
+  mtu: number | null = null;
+  /** Refused above this. */
+  mtuLimit = 65535;
+  bytes = encodeNetConfig({ mac: '52:54:00:00:00:01', speed: 10_000, pairs: 1 });
+
+  setMtu(mtu: number): void {
+    if (mtu > this.mtuLimit) throw new Error(`an MTU of ${mtu} is too much`);
+    this.mtu = mtu;
+  }
+
+  config(): Uint8Array {
+    return this.bytes;
+  }
+
+  setMac(mac: Uint8Array): void {
+    this.bytes.set(mac);
   }
 
   async addRegion(region: MemoryRegion): Promise<void> {
