@@ -12,6 +12,7 @@ import { declarePorts } from './ports.ts';
 import { declareQemu } from './qemu.ts';
 import { declareStatus } from './status.ts';
 import { declareUp } from './up.ts';
+import { declareVhostUserNet } from './vhost-user-net.ts';
 
 function version(): string {
   const file = new URL('../../../package.json', import.meta.url);
@@ -26,7 +27,15 @@ const program = new Command('vireo')
   .showHelpAfterError('(vireo --help tells more)')
   .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'vireo: ')) })
   .exitOverride();
-for (const declare of [declareUp, declareStatus, declarePorts, declarePort, declareFdb, declareQemu])
+for (const declare of [
+  declareUp,
+  declareStatus,
+  declarePorts,
+  declarePort,
+  declareFdb,
+  declareQemu,
+  declareVhostUserNet,
+])
   declare(program);
 withExamples(
   program,

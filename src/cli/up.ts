@@ -7,6 +7,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { PollMode, PortSpec, PortStatus, SwitchEvents, SwitchOptions } from '../switch/types.ts';
 import { PlainError, wholeNumber, withExamples } from './command.ts';
 import { PORT_FORM, readPort } from './port.ts';
+import { firstSignal } from './signal.ts';
 
 interface UpOptions {
   port?: string[];
@@ -87,19 +88,6 @@ async function readOptions(file: string | undefined, given: UpOptions): Promise<
     if (given[key] !== undefined) Object.assign(options, { [key]: given[key] });
   }
   return options;
-}
-
-/** Resolves at the first SIGINT or SIGTERM; the next one has its default effect, which is immediate. */
-function firstSignal(): Promise<void> {
-  return new Promise((resolve) => {
-    const stop = () => {
-      process.removeListener('SIGINT', stop);
-      process.removeListener('SIGTERM', stop);
-      resolve();
-    };
-    process.on('SIGINT', stop);
-    process.on('SIGTERM', stop);
-  });
 }
 
 const describe = ({ name, role, target }: PortStatus) =>

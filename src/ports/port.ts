@@ -22,6 +22,8 @@ export interface PortContext {
   slot: number;
   /** Most addresses learned. */
   maxAddresses: number;
+  /** A socket that somebody else has opened, in place of the port's target; the port closes it. */
+  socketFd?: number | undefined;
   events: PortEvents;
 }
 

@@ -16,7 +16,16 @@ import type {
   Role,
   SizeCounts,
 } from '../switch/types.ts';
-import { acceptUnix, closeFd, connectUnix, EPOLLIN, listenUnix } from '../sys/index.ts';
+import {
+  acceptUnix,
+  closeFd,
+  connectUnix,
+  EPOLLIN,
+  fileInfo,
+  isSystemError,
+  listenUnix,
+  setNonBlocking,
+} from '../sys/index.ts';
 import { BackendSession } from '../vhost/backend.ts';
 import { DROP_REASONS, NetDevice } from '../vhost/net-device.ts';
 import { featureNames, features, vhostProtocolFeatureNames } from '../virtio/features.ts';
@@ -48,6 +57,9 @@ export class VhostUserPort implements Port {
   readonly #struct: PortStruct;
   readonly #device: NetDevice;
   #listenFd = -1;
+  #isAccepting = false;
+  /** A connection that was there at the start; served once, and never dialled again. */
+  #connectedFd = -1;
   /** Tells our socket from one that somebody put in its place. */
   #socketId: string | undefined;
   #session: BackendSession | null = null;
@@ -72,11 +84,12 @@ export class VhostUserPort implements Port {
     if (queuePairs === 1) offered.features &= ~features.VIRTIO_NET_F_MQ;
     try {
       // The socket comes first: where it can't be had there is no device yet that would have to be given back.
-      if (this.#role === 'server') {
+      if (context.socketFd !== undefined) this.#inherit(context.socketFd);
+      else if (this.#role === 'server') {
         this.#listenFd = listenUnix(spec.target);
         this.#socketId = fileId(spec.target);
-        this.#accepting(true);
       }
+      this.#accepting(this.#connectedFd < 0);
       this.#device = new NetDevice({
         ...context,
         ...offered,
@@ -99,7 +112,24 @@ export class VhostUserPort implements Port {
       this.#stopListening();
       throw error;
     }
-    if (this.#role === 'client') this.#dial();
+    if (this.#connectedFd >= 0) this.#serve(this.#connectedFd);
+    else if (this.#role === 'client') this.#dial();
+  }
+
+  /** Takes a socket that whoever started this program has opened: one that listens, or a connection. */
+  #inherit(fd: number): void {
+    if (fileInfo(fd).kind !== 'socket') throw new Error(`descriptor ${fd} is no socket`);
+    setNonBlocking(fd);
+    let first: number | undefined;
+    try {
+      first = acceptUnix(fd);
+      this.#listenFd = fd;
+    } catch (error) {
+      if (!isSystemError(error, 'EINVAL')) throw error;
+      this.#connectedFd = fd;
+    }
+    // Somebody waited already: as good as a connection, and the next one is accepted after it.
+    if (first !== undefined) this.#connectedFd = first;
   }
 
   get #role(): Role {
@@ -108,6 +138,8 @@ export class VhostUserPort implements Port {
 
   #accepting(on: boolean): void {
     if (this.#listenFd < 0) return;
+    if (on === this.#isAccepting) return;
+    this.#isAccepting = on;
     if (on) this.#context.poller.add(this.#listenFd, EPOLLIN, () => this.#accept());
     else this.#context.poller.remove(this.#listenFd);
   }
@@ -168,8 +200,10 @@ export class VhostUserPort implements Port {
     this.#session = null;
     this.#ringsChanged(reason);
     if (this.#closed) return;
-    if (this.#role === 'client') this.#dialLater();
-    else this.#accepting(true);
+    if (this.#listenFd >= 0) this.#accepting(true);
+    else if (this.#connectedFd >= 0)
+      this.#fail(`the connection that this port was given has ended: ${reason}`);
+    else this.#dialLater();
   }
 
   #fail(message: string): void {
@@ -193,6 +227,7 @@ export class VhostUserPort implements Port {
     if (this.#device.queues.some((q) => q.error !== null)) return 'broken';
     if (this.#up) return 'up';
     if (this.#session) return 'connected';
+    if (this.#connectedFd >= 0 && this.#listenFd < 0) return 'failed';
     return this.#role === 'server' ? 'listening' : 'dialing';
   }
 
@@ -324,7 +359,8 @@ export class VhostUserPort implements Port {
     this.#accepting(false);
     closeFd(this.#listenFd);
     this.#listenFd = -1;
-    if (this.#socketId === fileId(this.spec.target)) rmSync(this.spec.target, { force: true });
+    if (this.#socketId && this.#socketId === fileId(this.spec.target))
+      rmSync(this.spec.target, { force: true });
   }
 
   async close(): Promise<void> {

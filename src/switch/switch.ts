@@ -105,8 +105,12 @@ export class Switch extends EventEmitter<SwitchEvents> {
     if (++this.#ticks % SWEEP === 0) this.#arena.dataplane.functions.flush(EVERY_PORT, 1);
   }
 
-  /** Adds a port. Rejects with a SwitchError: BAD_SPEC, PORT_EXISTS, LIMIT or SOCKET. */
-  async addPort(input: PortSpec): Promise<void> {
+  /**
+   * Adds a port. Rejects with a SwitchError: BAD_SPEC, PORT_EXISTS, LIMIT or SOCKET.
+   * `socketFd`: a unix socket that is open already, one that listens or a connection; then `target` is only its
+   * name, and a connection is served until it ends (state `failed`).
+   */
+  async addPort(input: PortSpec, { socketFd }: { socketFd?: number } = {}): Promise<void> {
     const spec = checkPortSpec(input);
     const { name } = spec;
     if (this.#closing) throw new SwitchError('LIMIT', 'the switch is closing');
@@ -137,6 +141,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         workers: this.#workers,
         poller: this.#poller.poller,
         slot,
+        socketFd,
         maxAddresses: spec.maxAddresses ?? this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
         events: {
           guestUp: () => this.emit('guestUp', { port: name }),
