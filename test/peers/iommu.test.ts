@@ -13,7 +13,7 @@ const BEHIND_IOMMU = {
   kernel: 'intel_iommu=on',
   options: [
     ...['-device', 'intel-iommu,intremap=off,device-iotlb=on'],
-    ...['-device', 'pcie-root-port,id=port,chassis=1,slot=1'],
+    ...['-device', 'pcie-root-port,id=root,chassis=1,slot=1'],
   ],
 } as const;
 
@@ -38,7 +38,7 @@ for (const format of ['split', 'packed'] as const) {
             options: [...BEHIND_IOMMU.options],
             path: at('a'),
             mac: '52:54:00:00:00:01',
-            device: `bus=port,disable-legacy=on,iommu_platform=on,ats=on${format === 'packed' ? ',packed=on' : ''}`,
+            device: `bus=root,disable-legacy=on,iommu_platform=on,ats=on${format === 'packed' ? ',packed=on' : ''}`,
           }),
           LinuxGuest.start({ path: at('b'), mac: '52:54:00:00:00:02' }),
         ])),

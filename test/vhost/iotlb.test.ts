@@ -21,6 +21,7 @@ import { RawEnd } from './harness.ts';
 const PAGE = 4096n;
 const IOVA = 0xff_0000_0000n;
 const RINGS = 0x8000n;
+const SIZE = 64;
 const { MISS, UPDATE, INVALIDATE, ACCESS_FAIL } = m.iotlb;
 
 /** Rings keep their order; of the pages behind them, each has changed places with its neighbour. */
@@ -35,7 +36,6 @@ class IommuGuest extends RawGuest {
   /** Pages asked for, and addresses complained of. */
   readonly misses: bigint[] = [];
   readonly refused: bigint[] = [];
-  answered = 0;
   /** What to answer a miss with; 0: nothing. */
   access = 3;
   /** Answers from other pages than usual. */
@@ -43,7 +43,7 @@ class IommuGuest extends RawGuest {
   #answering: Promise<void> = Promise.resolve();
 
   constructor(path: string, poller: Poller) {
-    super(path, poller, { features: features.VIRTIO_F_VERSION_1 | features.VIRTIO_NET_F_MRG_RXBUF | features.VIRTIO_F_INDIRECT_DESC | features.VIRTIO_F_ACCESS_PLATFORM }); // biome-ignore format: a list
+    super(path, poller, { size: SIZE, features: features.VIRTIO_F_VERSION_1 | features.VIRTIO_NET_F_MRG_RXBUF | features.VIRTIO_F_INDIRECT_DESC | features.VIRTIO_F_ACCESS_PLATFORM }); // biome-ignore format: a list
   }
 
   override async negotiate(): Promise<void> {
@@ -67,7 +67,6 @@ class IommuGuest extends RawGuest {
       this.misses.push(iova);
       assert.ok(access >= 1 && access <= 3);
       if (this.access > 0) await this.map(iova, PAGE, this.access).catch(() => {});
-      this.answered++;
     }
   }
 
@@ -135,34 +134,30 @@ const startRings = async (guest: IommuGuest) => {
   guest.lend();
 };
 
-/** Sends until one comes: the first ones ask for translations. */
-async function warm(from: RawGuest, to: RawGuest, ids: [number, number]): Promise<void> {
-  await until(() => {
-    from.send(frame(mac(ids[1]), mac(ids[0]), 60));
-    return to.received().some((bytes) => bytes.readUInt8(11) === ids[0]);
-  }, 'a frame comes');
-  // Then there is quiet: what was asked has been answered.
-  const state = () => `${to.usedIdx(0)} ${[from, to].map((g) => (g instanceof IommuGuest ? g.answered : 0))}`;
-  for (let last = ''; last !== state(); await sleep(60)) {
-    last = state();
-    to.received();
-  }
+/** Sends if the ring has room: the switch may be busy elsewhere. */
+function offer(from: RawGuest, bytes: Uint8Array): void {
+  if (((from.offered[1]! - from.usedIdx(1)) & 0xffff) < SIZE / 2) from.send(bytes);
 }
 
+/**
+ * Sends frames of many lengths, each until it comes: while translations are asked for frames are dropped. What
+ * comes must be one that was sent, as it was sent, and none may come before an earlier one.
+ */
 async function exchange(from: RawGuest, to: RawGuest, ids: [number, number], count: number): Promise<void> {
-  let came = 0;
-  for (let sent = 0; sent < count; ) {
-    const at = (n: number) => frame(mac(ids[1]), mac(ids[0]), 60 + ((n * 37) % 1440), n);
-    from.send(...Array.from({ length: 8 }, (_, i) => at(sent + i)));
-    sent += 8;
+  const at = (n: number) => frame(mac(ids[1]), mac(ids[0]), 60 + ((n * 37) % 1440), n);
+  to.received();
+  for (let n = 0; n < count; n++) {
     await until(() => {
-      for (const bytes of to.received()) {
-        if (bytes.readUInt8(11) !== ids[0] || bytes.readUInt8(5) !== ids[1]) continue;
-        assert.ok(bytes.equals(at(came)), `frame ${came} came as it was sent`);
-        came++;
-      }
-      return came === sent;
-    }, `all frames of the burst come, ${came} of ${sent} did`);
+      const came = to.received().filter((bytes) => bytes.subarray(0, 12).equals(at(n).subarray(0, 12)));
+      for (const bytes of came)
+        assert.ok(
+          bytes.equals(at(n)) || (n > 0 && bytes.equals(at(n - 1))),
+          `frame ${n} or another ${n - 1}`,
+        );
+      if (came.some((bytes) => bytes.equals(at(n)))) return true;
+      offer(from, at(n));
+      return false;
+    }, `frame ${n} comes`);
   }
 }
 
@@ -170,8 +165,8 @@ test('rings and buffers at I/O addresses: what is missing is asked for, and then
   const { guest, plain, vswitch } = await world(t);
   await guest.connectBack();
   await startRings(guest);
-  await warm(guest, plain, [1, 2]);
-  await warm(plain, guest, [2, 1]);
+  await exchange(guest, plain, [1, 2], 4);
+  await exchange(plain, guest, [2, 1], 4);
   await exchange(guest, plain, [1, 2], 400);
   await exchange(plain, guest, [2, 1], 400);
   assert.ok(guest.misses.includes(IOVA), 'the rings were asked for');
@@ -188,8 +183,8 @@ test('a page that was taken away and given elsewhere is not used any more', asyn
   const { guest, plain } = await world(t);
   await guest.connectBack();
   await startRings(guest);
-  await warm(guest, plain, [1, 2]);
-  await warm(plain, guest, [2, 1]);
+  await exchange(guest, plain, [1, 2], 4);
+  await exchange(plain, guest, [2, 1], 4);
   // All that lies behind the rings moves 128 pages up.
   const end = IOVA + 128n * PAGE;
   for (let at = IOVA + RINGS; at < end; at += PAGE) guest.moved.set(at, ((at - IOVA) ^ PAGE) + 128n * PAGE);
@@ -197,7 +192,7 @@ test('a page that was taken away and given elsewhere is not used any more', asyn
   const before = guest.read(GUEST + RINGS, Number(120n * PAGE));
   const to = 128 * 4096;
   await until(() => {
-    plain.send(frame(mac(1), mac(2), 200, 7));
+    offer(plain, frame(mac(1), mac(2), 200, 7));
     return guest.read(GUEST + RINGS + BigInt(to), 64 * 4096).includes(frame(mac(1), mac(2), 200, 7));
   }, 'frames come where the pages are now');
   assert.ok(guest.read(GUEST + RINGS, Number(120n * PAGE)).equals(before), 'and not where they were');
@@ -208,12 +203,11 @@ test('everything is taken away again and again while frames flow', async (t) => 
   await guest.connectBack();
   await startRings(guest);
   for (let turn = 0; turn < 30; turn++) {
-    await warm(guest, plain, [1, 2]);
-    await warm(plain, guest, [2, 1]);
+    await exchange(guest, plain, [1, 2], 4);
     await exchange(plain, guest, [2, 1], 16);
     await guest.unmap(0n, turn % 2 === 0 ? 0n : 0xffff_ffff_ffff_ffffn);
   }
-  await warm(guest, plain, [1, 2]);
+  await exchange(guest, plain, [1, 2], 4);
 });
 
 test('memory that may only be read is not written to: the queue breaks and says why', async (t) => {
@@ -222,10 +216,10 @@ test('memory that may only be read is not written to: the queue breaks and says 
   await guest.map(IOVA, RINGS);
   guest.access = m.ACCESS_READ;
   await startRings(guest);
-  await warm(guest, plain, [1, 2]);
+  await exchange(guest, plain, [1, 2], 4);
   const before = guest.read(GUEST + RINGS, 64 * 2048);
   await until(() => {
-    plain.send(frame(mac(1), mac(2), 200, 7));
+    offer(plain, frame(mac(1), mac(2), 200, 7));
     return vswitch.port('bad').queues[0]!.error !== null;
   }, 'the queue is broken');
   assert.match(vswitch.port('bad').queues[0]!.error!, /I\/O address 0xff0000\w+ is not mapped for what the queue does there/); // biome-ignore format: a line
@@ -249,25 +243,25 @@ test('a front-end that never answers has rings that wait, and nothing else', asy
   // What it says without being asked is as good.
   await guest.map(IOVA, BigInt(guest.bytes));
   await until(() => vswitch.port('bad').queues[0]!.state === 'running', 'the ring runs');
-  await warm(plain, guest, [2, 1]);
+  await exchange(plain, guest, [2, 1], 4);
 });
 
 test('without a channel nothing is asked, and translations that come do', async (t) => {
   const { guest, plain } = await world(t);
   await startRings(guest);
   await guest.map(IOVA, BigInt(guest.bytes));
-  await warm(guest, plain, [1, 2]);
-  await warm(plain, guest, [2, 1]);
+  await exchange(guest, plain, [1, 2], 4);
+  await exchange(plain, guest, [2, 1], 4);
 });
 
-test('10,000 translations that nobody asked for cost no more than 2,048', async (t) => {
+test('4,000 translations that nobody asked for cost no more than 2,048', async (t) => {
   const { guest, plain } = await world(t);
   await guest.connectBack();
   await startRings(guest);
-  for (let i = 0n; i < 10_000n; i++)
+  for (let i = 0n; i < 4000n; i++)
     await guest.session.setIotlb({ type: UPDATE, iova: i << 40n, size: 1n, userAddress: USER, access: 3 });
-  await warm(guest, plain, [1, 2]);
-  await warm(plain, guest, [2, 1]);
+  await exchange(guest, plain, [1, 2], 4);
+  await exchange(plain, guest, [2, 1], 4);
   await exchange(guest, plain, [1, 2], 64);
 });
 
