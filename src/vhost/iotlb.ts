@@ -65,9 +65,12 @@ export class Iotlb {
       this.#splice(from, to - from, added);
       return;
     }
-    // Full: one in eight goes.
-    const rest = this.#entries.filter((_, i) => (i < from || i >= to) && (i + this.#turn) % 8 !== 0);
-    this.#turn++;
+    // Full: one in eight goes, again and again until there is room: one translation may be in many regions.
+    let rest = this.#entries.filter((_, i) => i < from || i >= to);
+    do {
+      rest = rest.filter((_, i) => (i + this.#turn) % 8 !== 0);
+      this.#turn++;
+    } while (rest.length + added.length > MOST);
     this.#rewrite([...rest, ...added].sort((a, b) => (a.iova < b.iova ? -1 : 1)));
   }
 

@@ -247,6 +247,38 @@ export const LOGS: Attack[] = [
   log('a log too small for its guest (CVE-2019-14835)', /log/, 1n, 0n),
 ]; // biome-ignore format: a table
 
+const translation = (changes: Partial<m.IotlbMessage>) =>
+  m.encodeIotlb({
+    iova: 0x1000n,
+    size: 4096n,
+    userAddress: USER,
+    access: 3,
+    type: m.iotlb.UPDATE,
+    ...changes,
+  });
+/** Translations of I/O addresses: a fault in one is answered, and the session goes on until its front-end leaves. */
+const iotlb = (name: string, says: RegExp, changes: Partial<m.IotlbMessage>): Attack => ({
+  name,
+  says,
+  act: (a) => {
+    a.message(R.SET_OWNER);
+    a.message(R.SET_FEATURES, u64(features.VHOST_USER_F_PROTOCOL_FEATURES | features.VIRTIO_F_VERSION_1 | features.VIRTIO_F_ACCESS_PLATFORM));
+    a.message(R.SET_MEM_TABLE, table({}), [a.ram]);
+    a.message(R.IOTLB_MSG, translation(changes));
+  },
+}); // biome-ignore format: a table's helper
+export const TRANSLATIONS: Attack[] = [
+  iotlb('one of no bytes', /IOTLB_MSG: a translation of no bytes/, { size: 0n }),
+  iotlb('one that wraps', /IOTLB_MSG: .* wraps/, { iova: 2n ** 64n - 4096n, size: 8192n }),
+  iotlb('one whose user address wraps', /IOTLB_MSG: .* wraps/, { userAddress: 2n ** 64n - 4096n, size: 8192n }),
+  iotlb('one that runs out of memory', /IOTLB_MSG: user address 0x7f0000100000 is in no region/, { userAddress: USER + MIB - 4096n, size: 8192n }),
+  iotlb('one to nowhere', /IOTLB_MSG: user address 0x1000 is in no region/, { userAddress: 0x1000n }),
+  iotlb('one without permissions', /IOTLB_MSG: access 0, 1 to 3 expected/, { access: 0 }),
+  iotlb('one with permissions that do not exist', /IOTLB_MSG: access 255, 1 to 3 expected/, { access: 255 }),
+  iotlb('a miss, which is ours to say', /IOTLB_MSG: type 1, an update or an invalidation expected/, { type: 1 }),
+  shared('one without an IOMMU', /IOTLB_MSG: a translation, and VIRTIO_F_ACCESS_PLATFORM is not acknowledged/, (a) => a.message(R.IOTLB_MSG, translation({}))),
+]; // biome-ignore format: a table
+
 /** Messages that a network device has no use for, each with a payload of its right size. */
 export const REFUSED: Attack[] = [
   single('a crypto session with a key of 4 GiB (CVE-2020-10724, CVE-2020-14374 to 14378)', /CREATE_CRYPTO_SESSION: not offered by this back-end/, R.CREATE_CRYPTO_SESSION, new Uint8Array(616).fill(0xff)),

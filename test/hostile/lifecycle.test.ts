@@ -4,6 +4,7 @@ import { ftruncateSync, writeSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import { Arena, Structures } from '../../src/arena/index.ts';
 import { drain, ioctl, memfd, openFds, seals } from '../../src/sys/index.ts';
+import { Iotlb } from '../../src/vhost/iotlb.ts';
 import { MemoryTable } from '../../src/vhost/memory-table.ts';
 import { Workers } from '../../src/workers/workers.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
@@ -86,6 +87,35 @@ test('a file that the switch has mapped can not be made shorter any more', async
   assert.throws(() => ftruncateSync(guest.fd, 4096), { code: 'EPERM' });
   await guest.close();
   await stage.unharmed();
+});
+
+test('translations never outgrow their list, however many regions one of them spans', () => {
+  const arena = new Arena();
+  const structures = new Structures(arena);
+  const port = structures.port(0);
+  const table = new MemoryTable(arena, structures, port);
+  const translations = new Iotlb(arena, structures, port);
+  const PAGE = 4096n;
+  // One piece for the front-end, 508 pieces for the guest.
+  const regions = Array.from({ length: 508 }, (_, i) => ({
+    guestAddress: GUEST + BigInt(2 * i) * PAGE,
+    userAddress: USER + BigInt(i) * PAGE,
+    size: PAGE,
+    mmapOffset: 0n,
+    fd: memfd('slot', 4096),
+  }));
+  table.replace(regions);
+  const count = () => Number(arena.u64[(port.at + port.offsets.iotlb) >>> 3]! >> 32n);
+  for (let i = 0; i < 5000; i++) {
+    translations.update(0x1_0000_0000n + BigInt(i) * PAGE, 16n, USER, 3, table);
+    assert.ok(count() <= 2048);
+  }
+  for (let i = 0; i < 20; i++) {
+    translations.update(BigInt(i) << 40n, 508n * PAGE, USER, 3, table);
+    assert.ok(count() <= 2048, `${count()} entries where there is room for 2048`);
+  }
+  translations.close();
+  table.close();
 });
 
 test('a worker that ends by a fault of ours is told, and nobody waits for it', async () => {

@@ -21,6 +21,7 @@ import {
   QUEUES,
   REFUSED,
   SLOTS,
+  TRANSLATIONS,
 } from './bad-messages.ts';
 import { Stage } from './stage.ts';
 
@@ -61,6 +62,7 @@ const tables: Record<string, Attack[]> = {
   memory: MEMORY,
   'memory slots': SLOTS,
   'a dirty log': LOGS,
+  'a translation': TRANSLATIONS,
   'no network': REFUSED,
 };
 for (const [what, attacks] of Object.entries(tables)) {
