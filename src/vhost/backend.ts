@@ -31,6 +31,7 @@ import { BackendChannel } from './backend-channel.ts';
 
 import { Connection } from './connection.ts';
 import type { VhostUserDevice, VringChange } from './device.ts';
+import { decodeState, encodeState, LOAD, SAVE, StateTransfer } from './device-state.ts';
 import { logReach } from './dirty-log.ts';
 import { wholeRange } from './iotlb.ts';
 import {
@@ -60,6 +61,7 @@ import {
   requestName,
   requests,
   VRING_LOG,
+  VRING_NO_FD,
 } from './messages.ts';
 import { checkFile, checkLog, checkRegion, checkRegions, regionsOverlap, sameRegion } from './regions.ts';
 
@@ -67,6 +69,7 @@ const { VHOST_USER_F_PROTOCOL_FEATURES, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFOR
 const {
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_RARP,
@@ -77,6 +80,8 @@ const {
   VHOST_USER_PROTOCOL_F_STATUS,
 } = vhostProtocolFeatures;
 
+/** Milliseconds in which the device's state must be through. */
+const STATE_TIMEOUT = 30_000;
 const MAX_VRING_SIZE = 32768;
 const MAX_BASE = 0xffff;
 const END_OF_ADDRESSES = 1n << 64n;
@@ -156,6 +161,7 @@ export class BackendSession {
   #features: bigint | undefined;
   #protocolFeatures = 0n;
   #status = 0;
+  #state: StateTransfer | undefined;
   #memory: RegionLayout[] = [];
   /** Bytes of the dirty log; undefined: there is none. */
   #logSize: bigint | undefined;
@@ -215,6 +221,7 @@ export class BackendSession {
   /** Ends the connection and resets the device. */
   close(reason = 'closed here'): Promise<void> {
     this.#closedHere ||= this.#connection.open;
+    this.#state?.end('the connection ended');
     this.#connection.close(new Error(reason));
     return this.closed;
   }
@@ -264,6 +271,10 @@ export class BackendSession {
         handlers.set(requests.SET_STATUS, (m) => this.#setStatus(decodeU64(m.payload)));
         handlers.set(requests.GET_STATUS, () => encodeU64(BigInt(this.#status)));
       }
+      if (offered & VHOST_USER_PROTOCOL_F_DEVICE_STATE) {
+        handlers.set(requests.SET_DEVICE_STATE_FD, (m) => this.#setStateFd(m));
+        handlers.set(requests.CHECK_DEVICE_STATE, () => this.#checkState());
+      }
       if (offered & VHOST_USER_PROTOCOL_F_RESET_DEVICE)
         handlers.set(requests.RESET_DEVICE, () => this.#resetDevice());
     }
@@ -310,6 +321,7 @@ export class BackendSession {
     this.#useChannel(undefined);
     channel?.close();
     for (const vring of this.#vrings) closeNotifiers(vring);
+    this.#state?.end('the connection ended');
     try {
       await this.#device.reset();
     } catch (error) {
@@ -548,6 +560,39 @@ export class BackendSession {
     if (bits & deviceStatus.FAILED)
       this.#report("SET_STATUS: the guest's driver gave up on the device (FAILED)");
     return this.#changed();
+  }
+
+  /** Answers with an error in bits 0 to 7, and with bit 8: no descriptor of ours in place of theirs. */
+  #setStateFd(message: Message): Uint8Array {
+    const { index: direction, num: phase } = decodeVringState(message.payload);
+    try {
+      if (direction !== SAVE && direction !== LOAD)
+        throw new ProtocolError(`direction ${direction}, 0 or 1 expected`);
+      if (phase !== 0) throw new ProtocolError(`phase ${phase}, 0 expected`);
+      const index = this.#vrings.findIndex((vring) => vring.running);
+      if (index >= 0) throw new ProtocolError(`queue ${index} is running`);
+      this.#state?.end('another transfer took its place');
+      const what =
+        direction === SAVE
+          ? encodeState(this.#device.saveState())
+          : (bytes: Uint8Array) => this.#device.loadState(decodeState(bytes));
+      const timeout = this.#options.messageTimeout ?? STATE_TIMEOUT;
+      this.#state = new StateTransfer(this.#options.poller, message.fds[0]!, timeout, what);
+      message.fds.pop();
+      return encodeU64(VRING_NO_FD);
+    } catch (error) {
+      this.#report(named(message.request, error).message);
+      return encodeU64(VRING_NO_FD | 1n);
+    }
+  }
+
+  /** The front-end has seen the end of the transfer before it asks. */
+  async #checkState(): Promise<Uint8Array> {
+    const failure = this.#state ? await this.#state.done : 'no state was transferred';
+    this.#state = undefined;
+    if (failure === undefined) return encodeU64(0n);
+    this.#report(`CHECK_DEVICE_STATE: ${failure}`);
+    return encodeU64(1n);
   }
 
   /**

@@ -6,7 +6,9 @@
  * the moment of the call, whatever its outcome: it closes them when it has no more use for them, also when the
  * call fails.
  */
+
 import type { BackendChannel } from './backend-channel.ts';
+import type { DeviceState } from './device-state.ts';
 import type { IotlbMessage } from './messages.ts';
 
 /** One region of the memory table. Addresses and sizes are bytes, at full 64-bit width. */
@@ -71,6 +73,10 @@ export interface VhostUserDevice {
   setMtu(mtu: number): void;
   /** The configuration space, whole; where the front-end asks for more there are zeros. */
   config(): Uint8Array;
+  /** What another back-end has to know to go on with this device. */
+  saveState(): DeviceState;
+  /** Goes on as another back-end left it. Throws an Error that says why it can't. */
+  loadState(state: DeviceState): void;
   /** A new MAC address in the configuration space, of 6 bytes. */
   setMac(mac: Uint8Array): void;
   /**

@@ -15,6 +15,7 @@ import * as split from '../virtio/split-ring.ts';
 import type { Workers } from '../workers/workers.ts';
 import type { BackendChannel } from './backend-channel.ts';
 import type { LogSetup, MemoryRegion, VhostUserDevice, VringChange, VringSetup } from './device.ts';
+import type { DeviceState } from './device-state.ts';
 import { DirtyLog } from './dirty-log.ts';
 import { nextFlowTable } from './flow-table.ts';
 import { Iotlb } from './iotlb.ts';
@@ -238,6 +239,18 @@ export class NetDevice implements VhostUserDevice {
 
   setMac(mac: Uint8Array): void {
     this.#config.set(mac);
+  }
+
+  saveState(): DeviceState {
+    const mac = Buffer.from(this.#config.subarray(0, 6))
+      .toString('hex')
+      .replace(/..(?=.)/g, '$&:');
+    return { mtu: this.#mtu, mac };
+  }
+
+  loadState({ mtu, mac }: DeviceState): void {
+    if (mtu !== null) this.setMtu(mtu);
+    this.setMac(Uint8Array.from(mac.split(':'), (octet) => Number.parseInt(octet, 16)));
   }
 
   setMtu(mtu: number): void {

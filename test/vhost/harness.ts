@@ -9,9 +9,10 @@ import type {
   VringChange,
   VringSetup,
 } from '../../src/vhost/device.ts';
+import type { DeviceState } from '../../src/vhost/device-state.ts';
 import { decodeHeader, encodeMessage, HEADER_SIZE, type Header } from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
-import { encodeNetConfig } from '../../src/virtio/net-config.ts';
+import { decodeNetConfig, encodeNetConfig } from '../../src/virtio/net-config.ts';
 
 export const OFFERED =
   features.VHOST_USER_F_PROTOCOL_FEATURES |
@@ -28,6 +29,7 @@ export const OFFERED_PROTOCOL =
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MTU |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIG |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_RESET_DEVICE |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_DEVICE_STATE |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_STATUS;
 
 /** A device without a data plane: it keeps descriptors as a real one would and records what it was told. */
@@ -75,6 +77,15 @@ export class RecordingDevice implements VhostUserDevice {
   setMtu(mtu: number): void {
     if (mtu > this.mtuLimit) throw new Error(`an MTU of ${mtu} is too much`);
     this.mtu = mtu;
+  }
+
+  saveState(): DeviceState {
+    return { mtu: this.mtu, mac: decodeNetConfig(this.bytes).mac! };
+  }
+
+  loadState({ mtu, mac }: DeviceState): void {
+    if (mtu !== null) this.setMtu(mtu);
+    this.bytes = encodeNetConfig({ mac, speed: 10_000, pairs: 1 });
   }
 
   config(): Uint8Array {
