@@ -90,6 +90,46 @@ test("DPDK's vhost PMD passes on what our front-end leaves undone", {
   }
 });
 
+for (const packed of [false, true]) {
+  test(`DPDK's vhost PMD with 4 queues, ${packed ? 'packed' : 'split'}: each queue carries its own frames`, {
+    skip: skipWithout('dpdk'),
+  }, async () => {
+    using directory = scratch('pmd');
+    const at = (which: string) => join(directory.path, which);
+    await using pmd = await Testpmd.start({
+      vdevs: ['a', 'b'].map((which, i) => vhost(i, { iface: at(which), queues: 4 })),
+      args: ['--forward-mode=io', '--rxq=4', '--txq=4'],
+    });
+    await using a = await VirtioUser.open({ path: at('a'), queues: 4, packed });
+    await using b = await VirtioUser.open({ path: at('b'), queues: 4, packed });
+    await pmd.waitForLinks();
+    await pmd.command('start');
+    for (const [from, to] of [
+      [a, b],
+      [b, a],
+    ] as const) {
+      for (let turn = 0; turn < 50; turn++) {
+        for (let queue = 0; queue < 4; queue++) {
+          const sent = frame(mac(2), mac(1), 64 + 300 * queue, turn);
+          await until('room in the ring', 5000, () => from.send(sent, undefined, queue));
+          let received: Uint8Array | undefined;
+          // Forwarding "io" sends on the queue that a frame came on.
+          await until(`a frame on queue ${queue}`, 5000, () => {
+            received = to.receive(queue);
+            return received !== undefined;
+          });
+          assert.ok(Buffer.from(sent).equals(received!), `queue ${queue}: as it was sent`);
+        }
+      }
+    }
+    for (const queue of [0, 1, 2, 3]) {
+      const { rxPackets, txPackets } = a.counters(queue);
+      assert.deepEqual([rxPackets, txPackets], [50, 50]);
+    }
+    assert.equal(a.counters().rxPackets, 200);
+  });
+}
+
 /** Sends each size and compares what comes out at the other end. */
 async function exchange(from: VirtioUser, to: VirtioUser, seed: number): Promise<void> {
   for (const size of SIZES) {
