@@ -190,9 +190,8 @@ function slower(result: Result, place: Place, pairs: typeof MORE): string {
       );
     }
   }
-  if (found.length === 0)
-    return 'Nowhere is the one that negotiates more slower than with testpmd, and than the other one.';
-  return `Slower, and by more than with testpmd: ${found.join('; ')}.`;
+  if (found.length === 0) return 'In no pair is more slower than less by more than it is with testpmd.';
+  return `Slower, and by more than with testpmd:\n\n${found.map((pair) => `- ${pair}`).join('\n')}`;
 }
 
 /** Writes the section of docs/performance.md. */

@@ -58,6 +58,7 @@ function addCasts(vring: Vring, casts: u32): void {
 export function recordReceived(vring: Vring, count: u32): void {
   let sizes: u64 = 0;
   let at = changetype<usize>(packetAt(0));
+  // Frames of one flow come together, and often have one length.
   let last: u32 = 0;
   let one: u64 = 0;
   for (let i: u32 = 0; i < count; i++, at += PACKET_STRIDE) {

@@ -4,7 +4,8 @@ import { afterEach, describe, test } from 'node:test';
 import type { VringStruct } from '../../src/arena/index.ts';
 import { Driver } from '../support/driver.ts';
 import { BROADCAST, frame, mac, macKey } from '../support/ethernet.ts';
-import { MAX_FRAME, MERGEABLE, PACKED, Plane } from '../support/plane.ts';
+import { frameOf } from '../support/ip.ts';
+import { CSUM, MAX_FRAME, MERGEABLE, OFFLOADS, PACKED, Plane, TSO4 } from '../support/plane.ts';
 
 const plane = new Plane();
 afterEach(() => plane.clear());
@@ -122,6 +123,34 @@ for (const [name, format] of [
       assert.deepEqual(counted(a.port.tx.vring), models.a);
       assert.deepEqual(counted(b.port.rx.vring), models.b);
       assert.deepEqual(counted(c.port.rx.vring), models.c);
+    });
+
+    test('a large segment counts as one at the sender, its pieces at a receiver that takes none', () => {
+      const options = { size: 1024, flags: format | MERGEABLE | OFFLOADS, tableEntries: 1 };
+      const a = new Driver(plane, { ...options, may: CSUM | TSO4, accepts: 0 });
+      const b = new Driver(plane, { ...options, may: 0, accepts: 0 });
+      plane.functions.learn(macKey(B), b.port.slot);
+      const segment = { version: 4, protocol: 'tcp', payload: Buffer.alloc(60_000, 7) } as const;
+      const whole = frameOf(B, A, segment, true);
+      const small = frame(B, A, 300);
+      const models = { a: nothing(), b: nothing() };
+      const send = (bytes: Buffer, header: number[]) => {
+        a.header.fill(0);
+        a.header.set(header);
+        assert.equal(a.send(bytes), 1);
+      };
+      // NEEDS_CSUM, TCPV4, 54 bytes of headers, segments of 250, the checksum at 16 in the header at 34: 240 pieces,
+      // more than a burst has frames. The fourth asks for a checksum outside of itself.
+      const large = [1, 1, 54, 0, 250, 0, 34, 0, 16, 0];
+      const beyond = [1, 0, 0, 0, 0, 0, 250, 255, 16, 0];
+      for (const [bytes, header] of [[small, []], [whole, large], [small, []], [small, beyond]] as const) send(bytes, [...header]);
+      a.publish();
+      plane.poll();
+      for (const bytes of [small, whole, small]) expect(models.a, bytes);
+      for (const bytes of [small, ...Array.from({ length: 240 }, () => Buffer.alloc(304)), small]) expect(models.b, bytes);
+      assert.deepEqual(plane.drops(a.port.tx.vring), { badOffload: 1 });
+      assert.deepEqual(counted(a.port.tx.vring), models.a);
+      assert.deepEqual(counted(b.port.rx.vring), models.b);
     });
 
     test('what finds the ring full counts at the sender alone', () => {

@@ -123,14 +123,20 @@ export function cpuSeconds(pid: number): number {
   return (Number(fields[11]) + Number(fields[12])) / 100;
 }
 
+/** What is to be removed when this process ends. */
+const scratches = new Set<() => void>();
+process.on('exit', () => {
+  for (const remove of scratches) remove();
+});
+
 /** A new directory with a short path (a unix socket's has at most 107 bytes) and its removal. */
 export function scratch(name: string): { path: string; remove: () => void; [Symbol.dispose](): void } {
   const path = mkdtempSync(join(tmpdir(), `vireo-${name}-`));
   const remove = () => {
-    process.off('exit', remove);
+    scratches.delete(remove);
     rmSync(path, { recursive: true, force: true });
   };
-  process.on('exit', remove);
+  scratches.add(remove);
   return { path, remove, [Symbol.dispose]: remove };
 }
 
