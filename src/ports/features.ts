@@ -85,6 +85,7 @@ const PROTOCOL: readonly { word: string; name: VhostProtocolFeatureName; offer: 
   { word: 'status', name: 'VHOST_USER_PROTOCOL_F_STATUS', offer: 'default' },
   // QEMU warns of it, since its network devices have a configuration space of their own.
   { word: 'config', name: 'VHOST_USER_PROTOCOL_F_CONFIG', offer: 'asked' },
+  { word: 'in-band', name: 'VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS', offer: 'asked' },
   { word: 'device-state', name: 'VHOST_USER_PROTOCOL_F_DEVICE_STATE', offer: 'default' },
   { word: 'mem-slots', name: 'VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS', offer: 'default' },
   { word: 'rarp', name: 'VHOST_USER_PROTOCOL_F_RARP', offer: 'default' },

@@ -33,6 +33,7 @@ import { Connection } from './connection.ts';
 import type { VhostUserDevice, VringChange } from './device.ts';
 import { decodeState, encodeState, LOAD, SAVE, StateTransfer } from './device-state.ts';
 import { logReach } from './dirty-log.ts';
+import { InBandQueue } from './in-band.ts';
 import { wholeRange } from './iotlb.ts';
 import {
   checkRequest,
@@ -70,6 +71,7 @@ const {
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+  VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_RARP,
@@ -118,6 +120,8 @@ interface Vring extends QueueState {
   address: { descUser: bigint; usedUser: bigint; availUser: bigint } | undefined;
   /** Guest address for the log of writes to the used ring. */
   logUsed: bigint | null;
+  /** SET_VRING_CALL has come, with an eventfd or to say that the guest polls. */
+  callGiven: boolean;
   /** Came before the ring started, -1 for none; a running ring's belongs to the device. */
   callFd: number;
   /** Stays here, the device gets a copy: QEMU sends it once a connection, and rings start again and again. */
@@ -162,6 +166,7 @@ export class BackendSession {
   #protocolFeatures = 0n;
   #status = 0;
   #state: StateTransfer | undefined;
+  readonly #inBand = new Map<number, InBandQueue>();
   #memory: RegionLayout[] = [];
   /** Bytes of the dirty log; undefined: there is none. */
   #logSize: bigint | undefined;
@@ -271,6 +276,8 @@ export class BackendSession {
         handlers.set(requests.SET_STATUS, (m) => this.#setStatus(decodeU64(m.payload)));
         handlers.set(requests.GET_STATUS, () => encodeU64(BigInt(this.#status)));
       }
+      if (offered & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)
+        handlers.set(requests.VRING_KICK, (m) => this.#kick(m));
       if (offered & VHOST_USER_PROTOCOL_F_DEVICE_STATE) {
         handlers.set(requests.SET_DEVICE_STATE_FD, (m) => this.#setStateFd(m));
         handlers.set(requests.CHECK_DEVICE_STATE, () => this.#checkState());
@@ -327,6 +334,8 @@ export class BackendSession {
     } catch (error) {
       this.#report(`reset: ${(error as Error).message}`);
     }
+    for (const queue of this.#inBand.values()) queue.close();
+    this.#inBand.clear();
     for (const vring of this.#vrings) vring.running = false;
     this.#memory = [];
     this.#options.onState?.();
@@ -359,6 +368,10 @@ export class BackendSession {
   #setProtocolFeatures(bits: bigint): undefined {
     const extra = bits & ~this.#device.protocolFeatures;
     if (extra !== 0n) throw new ProtocolError(`${vhostProtocolFeatureNames(extra).join(', ')} not offered`);
+    const needs = VHOST_USER_PROTOCOL_F_BACKEND_REQ | VHOST_USER_PROTOCOL_F_REPLY_ACK;
+    // "In-band notifications": the connection is to end, there is no other way to say so.
+    if (bits & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS && (bits & needs) !== needs)
+      throw new Error('in-band notifications need BACKEND_REQ and REPLY_ACK');
     this.#protocolFeatures = bits;
     return this.#changed();
   }
@@ -676,6 +689,35 @@ export class BackendSession {
     const vring = this.#vring(index);
     checkNotifier(index, message);
     if (vring.running) return this.#update(index, { kickFd: message.fds.pop() ?? -1 });
+    return this.#start(index, vring, () => message.fds.pop() ?? -1);
+  }
+
+  /** In place of an eventfd. The first one starts the ring, as SET_VRING_KICK would. */
+  async #kick(message: Message): Promise<undefined> {
+    const { index, num } = decodeVringState(message.payload);
+    const vring = this.#vring(index);
+    if (num !== 0) throw new ProtocolError(`queue ${index}: ${num}, 0 expected`);
+    const inBand = this.#inBandQueue(index);
+    if (!inBand) throw new ProtocolError('in-band notifications were not negotiated');
+    if (!vring.running) await this.#start(index, vring, () => inBand.kickFd());
+    inBand.kick();
+    return undefined;
+  }
+
+  /** The queue's notifications by messages; undefined where that wasn't agreed. */
+  #inBandQueue(index: number): InBandQueue | undefined {
+    if ((this.#protocolFeatures & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS) === 0n) return undefined;
+    let queue = this.#inBand.get(index);
+    if (queue) return queue;
+    queue = new InBandQueue(this.#options.poller, {
+      call: () => this.#channel?.vringCall(index),
+      error: () => this.#channel?.vringError(index),
+    });
+    this.#inBand.set(index, queue);
+    return queue;
+  }
+
+  async #start(index: number, vring: Vring, takeKick: () => number): Promise<undefined> {
     const { size, address } = vring;
     if (this.#features === undefined) throw missing(index, 'SET_FEATURES');
     if (this.#memory.length === 0) throw missing(index, 'SET_MEM_TABLE');
@@ -684,10 +726,13 @@ export class BackendSession {
     if (!this.#packed && (size & (size - 1)) !== 0)
       throw new ProtocolError(`queue ${index}: size ${size}, a power of 2 expected of a split ring`);
     if (!address) throw missing(index, 'SET_VRING_ADDR');
-    const { base, callFd, logUsed } = vring;
-    const errFd = copyOf(vring.errFd);
+    const { base, logUsed } = vring;
+    const inBand = this.#inBandQueue(index);
+    // An eventfd is preferred to messages.
+    const callFd = inBand && !vring.callGiven ? inBand.callFd() : vring.callFd;
+    const errFd = inBand && vring.errFd === -1 ? inBand.errFd() : copyOf(vring.errFd);
     const enabled = vring.enabled || (this.#features & VHOST_USER_F_PROTOCOL_FEATURES) === 0n;
-    const kickFd = message.fds.pop() ?? -1;
+    const kickFd = takeKick();
     vring.callFd = -1;
     try {
       const setup = { size, base, ...address, kickFd, callFd, errFd, enabled, logUsed };
@@ -706,6 +751,7 @@ export class BackendSession {
     const vring = this.#vring(index);
     checkNotifier(index, message);
     const fd = message.fds.pop() ?? -1;
+    if (which === 'callFd') vring.callGiven = true;
     if (vring.running && which === 'callFd') return this.#update(index, { callFd: fd });
     if (vring[which] !== -1) closeFd(vring[which]);
     vring[which] = fd;
@@ -754,6 +800,7 @@ function freshVring(): Vring {
     enabled: false,
     address: undefined,
     logUsed: null,
+    callGiven: false,
     callFd: -1,
     errFd: -1,
   };
