@@ -55,7 +55,7 @@ const LOG = ['bits', 'size', 'regions', 'regionCount', 'writes', 'missed'] as co
 const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
   'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound',
-  'log', 'logUsed', 'logUsedAddress', 'cacheArena',
+  'log', 'logUsed', 'logUsedAddress', 'inflight', 'inflightTaken', 'inflightCounter', 'cacheArena',
   'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'missAccess', 'missAddress', 'packets', 'bytes', 'notifications', 'drops',
   'sizes', 'multicasts', 'broadcasts',
 ] as const; // biome-ignore format: a table

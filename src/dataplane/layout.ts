@@ -254,6 +254,13 @@ export class Vring {
   logUsed: u32;
   logPad: u32;
   logUsedAddress: u64;
+  /**
+   * Notes of the buffers in work (inflight.ts): the queue's region in shared memory, 0: none; the number of the next
+   * note, and of a packed ring the entries taken in the burst.
+   */
+  inflight: usize;
+  inflightTaken: u32;
+  inflightCounter: u64;
   cacheBase: u64;
   cacheSize: u64;
   /**

@@ -12,6 +12,7 @@ import {
 import {
   E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, E_READABLE, E_WRITABLE, dropFailed, fail,
 } from './errors';
+import { donePacked, listPacked, takeBurst, takePacked } from './inflight';
 import { mark, markDescriptors, markPieces, markUsed } from './log';
 import { contiguous, translateTable } from './memory';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
@@ -193,6 +194,7 @@ export function receive(vring: Vring): u32 {
   }
   if (count == 0) return 0;
   snapshots(vring, count);
+  if (vring.inflight != 0) takeBurst(vring, vring.lastAvail, count);
   vring.lastAvail = position;
   return count;
 }
@@ -227,8 +229,10 @@ function distance(vring: Vring, first: u32, end: u32): u32 {
  */
 @inline
 function publish(vring: Vring, first: u32, end: u32, word: u64): void {
+  if (vring.inflight != 0) listPacked(vring, end);
   // Sequentially consistent: the others before this one, and this one before the look at the driver's wish.
   atomic.store<u64>(vring.desc + (<usize>(first & INDEX) << 4) + 8, word);
+  if (vring.inflight != 0) donePacked(vring, end);
   vring.usedIdx = end;
   if (vring.log != 0) markDescriptors(vring, first & INDEX, distance(vring, first, end));
   if (vring.callFd < 0) return;
@@ -262,6 +266,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   let done: u32 = 0;
   let bytes: u64 = 0;
   const logged = vring.log != 0;
+  const noted = vring.inflight != 0;
   const firstPacket = changetype<usize>(packetAt(0));
   const firstFrame = frameAt(0);
   const list = listSlot(0);
@@ -313,6 +318,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     ) {
       writeFrame(regionArena + <usize>offset, packet, frame, headerLength, skip);
       if (logged) mark(vring, regionArena + <usize>offset, need);
+      if (noted) takePacked(vring, position, 1);
       result = usedWord(used, <u32>(word >> 32) & 0xffff, need, WRITE);
       next = advance(vring, position, 1);
     } else {
@@ -398,6 +404,7 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
   if (vring.log != 0) markPieces(vring, list, pieceCount);
   if (vring.flags & LARGE) flushBounced(vring);
   scatteredWord = load<u64>(words);
+  if (vring.inflight != 0) takePacked(vring, used, taken);
   for (let i: u32 = 1; i < buffers; i++) {
     const at = <u32>load<u64>(words + ((<usize>i) << 4), 8) & INDEX;
     store<u64>(vring.desc + ((<usize>at) << 4), load<u64>(words + ((<usize>i) << 4)), 8);

@@ -6,6 +6,7 @@ import { call, passed } from './call';
 import { BAD, INDIRECT_TABLE, pieceCount, walk, walkedEnough, WRITE } from './chain';
 import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, dropFailed, fail } from './errors';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
+import { doneSplit, listSplit, takeSplit } from './inflight';
 import { mark, markEntries, markPieces, markUsed } from './log';
 import {
   BURST, drop, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
@@ -102,6 +103,7 @@ export function receive(vring: Vring): u32 {
     }
   }
   snapshots(vring, count);
+  if (vring.inflight != 0) takeSplit(vring, count);
   vring.lastAvail = (last + count) & 0xffff;
   return count;
 }
@@ -118,7 +120,10 @@ export function complete(vring: Vring, count: u32): void {
   for (let i: u32 = 0; i < count; i++, at += PACKET_STRIDE) {
     store<u64>(ring + (<usize>((index + i) & mask) << 3), <u64>changetype<Packet>(at).head);
   }
+  const noted = vring.inflight != 0;
+  if (noted) listSplit(vring, count);
   publish(vring, index + count);
+  if (noted) doneSplit(vring, count, vring.usedIdx);
 }
 
 /** Makes used entries visible, and interrupts the guest if it wants that. */
@@ -250,6 +255,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   vring.packets += done;
   vring.bytes += bytes;
   publish(vring, index);
+  if (vring.inflight != 0) doneSplit(vring, 0, vring.usedIdx);
 }
 
 const WRITE_AND_TABLE: u64 = WRITE | INDIRECT_TABLE;

@@ -88,6 +88,7 @@ const PROTOCOL: readonly { word: string; name: VhostProtocolFeatureName; offer: 
   { word: 'in-band', name: 'VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS', offer: 'asked' },
   { word: 'device-state', name: 'VHOST_USER_PROTOCOL_F_DEVICE_STATE', offer: 'default' },
   { word: 'mem-slots', name: 'VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS', offer: 'default' },
+  { word: 'inflight', name: 'VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD', offer: 'default' },
   { word: 'rarp', name: 'VHOST_USER_PROTOCOL_F_RARP', offer: 'default' },
   { word: 'log-shmfd', name: 'VHOST_USER_PROTOCOL_F_LOG_SHMFD', offer: 'default' },
 ];

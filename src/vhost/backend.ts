@@ -34,11 +34,13 @@ import type { VhostUserDevice, VringChange } from './device.ts';
 import { decodeState, encodeState, LOAD, SAVE, StateTransfer } from './device-state.ts';
 import { logReach } from './dirty-log.ts';
 import { InBandQueue } from './in-band.ts';
+import { checkInflight, createInflight } from './inflight.ts';
 import { wholeRange } from './iotlb.ts';
 import {
   checkRequest,
   checkRequestHeader,
   decodeConfig,
+  decodeInflight,
   decodeIotlb,
   decodeLog,
   decodeMemoryTable,
@@ -48,6 +50,7 @@ import {
   decodeVringIndex,
   decodeVringState,
   encodeConfig,
+  encodeInflight,
   encodeU64,
   encodeVringState,
   FLAG_NEED_REPLY,
@@ -72,6 +75,7 @@ const {
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_DEVICE_STATE,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_RARP,
@@ -145,7 +149,14 @@ export interface BackendSessionOptions {
   onClose?(reason: string): void;
 }
 
-type Handler = (message: Message) => Uint8Array | undefined | Promise<Uint8Array | undefined>;
+/** An answer with a descriptor, which is closed when it has left. */
+interface FileAnswer {
+  payload: Uint8Array;
+  fd: number;
+}
+
+type Answer = Uint8Array | FileAnswer | undefined;
+type Handler = (message: Message) => Answer | Promise<Answer>;
 
 /** The request isn't one that this back-end implements, or not with what was negotiated. */
 class Unsupported extends ProtocolError {}
@@ -258,6 +269,10 @@ export class BackendSession {
         handlers.set(requests.SET_BACKEND_REQ_FD, (m) => this.#setChannel(m));
       if (offered & VHOST_USER_PROTOCOL_F_LOG_SHMFD)
         handlers.set(requests.SET_LOG_BASE, (m) => this.#setLogBase(m));
+      if (offered & VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) {
+        handlers.set(requests.GET_INFLIGHT_FD, (m) => this.#getInflight(m));
+        handlers.set(requests.SET_INFLIGHT_FD, (m) => this.#setInflight(m));
+      }
       if (offered & VHOST_USER_PROTOCOL_F_RARP) handlers.set(requests.SEND_RARP, (m) => this.#sendRarp(m));
       if (offered & VHOST_USER_PROTOCOL_F_MQ)
         handlers.set(requests.GET_QUEUE_NUM, () => encodeU64(BigInt(this.#device.queuePairs)));
@@ -297,7 +312,11 @@ export class BackendSession {
       const handler = this.#handlers.get(request);
       if (!handler) throw new Unsupported(`${requestName(request)}: ${this.#whyUnsupported(request)}`);
       const answer = (await handler(message)) ?? (acknowledge ? encodeU64(0n) : undefined);
-      if (answer) void this.#connection.send(request, FLAG_REPLY, answer);
+      if (answer instanceof Uint8Array) void this.#connection.send(request, FLAG_REPLY, answer);
+      else if (answer) {
+        const { payload, fd } = answer;
+        void this.#connection.send(request, FLAG_REPLY, payload, [fd]).then(() => closeFd(fd));
+      }
     } catch (error) {
       if (!this.#connection.open) return;
       const failure = named(request, error);
@@ -492,6 +511,31 @@ export class BackendSession {
     setNonBlocking(fd);
     this.#device.setLogFd(message.fds.pop()!);
     return undefined;
+  }
+
+  /** A file of its own for each request: the front-end keeps it, and says with SET_INFLIGHT_FD which one to use. */
+  #getInflight(message: Message): FileAnswer {
+    const { queues, queueSize } = decodeInflight(message.payload);
+    this.#checkInflightQueues(queues, queueSize);
+    const { fd, ...layout } = createInflight(queues, queueSize, this.#packed);
+    return { payload: encodeInflight(layout), fd };
+  }
+
+  async #setInflight(message: Message): Promise<undefined> {
+    const layout = decodeInflight(message.payload);
+    this.#checkInflightQueues(layout.queues, layout.queueSize);
+    const index = this.#vrings.findIndex((vring) => vring.running);
+    if (index >= 0) throw new ProtocolError(`queue ${index} is running`);
+    checkInflight(layout, this.#packed, message.fds[0]!);
+    this.#device.setInflight({ ...layout, fd: message.fds.pop()! });
+    return undefined;
+  }
+
+  #checkInflightQueues(queues: number, queueSize: number): void {
+    const most = 2 * this.#device.queuePairs;
+    if (queues < 1 || queues > most) throw new ProtocolError(`${queues} queues, 1 to ${most} expected`);
+    if (queueSize < 1 || queueSize > MAX_VRING_SIZE)
+      throw new ProtocolError(`queues of ${queueSize} entries, 1 to ${MAX_VRING_SIZE} expected`);
   }
 
   /** The address lies in the first six bytes of the u64; nothing is said of the others. */

@@ -9,7 +9,7 @@
 
 import type { BackendChannel } from './backend-channel.ts';
 import type { DeviceState } from './device-state.ts';
-import type { IotlbMessage } from './messages.ts';
+import type { InflightLayout, IotlbMessage } from './messages.ts';
 
 /** One region of the memory table. Addresses and sizes are bytes, at full 64-bit width. */
 export interface MemoryRegion {
@@ -89,6 +89,11 @@ export interface VhostUserDevice {
    * lowest; a unicast one.
    */
   announce(mac: bigint): Promise<void>;
+  /**
+   * Where to note the buffers in work, and to find what a predecessor that died has noted; while no ring runs, and
+   * instead of what was set before. `fd` is that of a file that was checked. Throws an Error that names the reason.
+   */
+  setInflight(layout: InflightLayout & { fd: number }): void;
   /** Where to log writes to, in place of the log before. Rejects with an Error that names the reason. */
   setLog(log: LogSetup): Promise<void>;
   /** An eventfd that is signalled now and then while there is something new in the log; -1: none. */

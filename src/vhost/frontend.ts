@@ -11,16 +11,19 @@
  * without descriptors, and in time. Anything else ends the connection, and every open request rejects with the
  * reason.
  */
-import type { Poller } from '../sys/index.ts';
+import { closeFd, type Poller } from '../sys/index.ts';
 import { vhostProtocolFeatures, features as virtio } from '../virtio/features.ts';
 import { decodeNetConfig, NET_CONFIG_LENGTH } from '../virtio/net-config.ts';
 import { Connection } from './connection.ts';
 import type { LogSetup, MemoryRegion } from './device.ts';
+import { checkInflight } from './inflight.ts';
 import {
   decodeConfig,
+  decodeInflight,
   decodeU64,
   decodeVringState,
   encodeConfig,
+  encodeInflight,
   encodeIotlb,
   encodeLog,
   encodeMemoryTable,
@@ -32,9 +35,11 @@ import {
   FLAG_NEED_REPLY,
   FLAG_REPLY,
   type Header,
+  type InflightLayout,
   type IotlbMessage,
   MAX_REGIONS,
   MAX_SLOTS,
+  type Message,
   ProtocolError,
   requestName,
   requests,
@@ -66,6 +71,8 @@ export const FRONTEND_PROTOCOL_FEATURES =
 const NOTHING = new Uint8Array(0);
 /** Every answer but that of GET_CONFIG is a u64 or a vring state. */
 const ANSWER_SIZE = 8;
+/** And that of GET_INFLIGHT_FD. */
+const INFLIGHT_SIZE = 24;
 
 export interface FrontendSessionOptions {
   /** A connected socket, accepted or dialled; the session closes it. */
@@ -101,7 +108,7 @@ interface Waiting {
   request: number;
   /** Bytes of the answer. */
   size: number;
-  resolve: (payload: Uint8Array) => void;
+  resolve: (message: Message) => void;
   reject: (reason: Error) => void;
   timer: NodeJS.Timeout;
 }
@@ -129,15 +136,17 @@ export class FrontendSession {
       messageTimeout: options.timeout ?? 5000,
       checkHeader: (header) => this.#checkAnswer(header),
       checkMessage: ({ request, fds }) => {
-        if (fds.length > 0)
+        const expected = request === requests.GET_INFLIGHT_FD ? 1 : 0;
+        if (fds.length !== expected)
           throw new ProtocolError(
-            `${requestName(request)}: an answer with ${fds.length} descriptors, 0 expected`,
+            `${requestName(request)}: an answer with ${fds.length} descriptors, ${expected} expected`,
           );
       },
-      onMessage: ({ payload }) => {
+      onMessage: (message) => {
         const { resolve, timer } = this.#waiting.shift()!;
         clearTimeout(timer);
-        resolve(payload);
+        // What the connection still holds after this is closed.
+        resolve({ ...message, fds: message.fds.splice(0) });
       },
       onClose: (reason) => this.#finish(reason),
     });
@@ -267,6 +276,27 @@ export class FrontendSession {
     if (status !== 0n) throw new Error(`SET_LOG_BASE: the back-end refused it (status ${status})`);
   }
 
+  /** Asks for memory to note buffers in work in; needs INFLIGHT_SHMFD. The descriptor is the caller's from then on. */
+  async getInflight(queues: number, queueSize: number): Promise<InflightLayout & { fd: number }> {
+    const request = requests.GET_INFLIGHT_FD;
+    const asked = { size: 0n, offset: 0n, queues, queueSize };
+    const { payload, fds } = await this.#message(request, encodeInflight(asked), [], 0, INFLIGHT_SIZE);
+    const layout = decodeInflight(payload);
+    const fd = fds[0]!;
+    try {
+      checkInflight({ ...layout, queues, queueSize }, this.#packed, fd);
+    } catch (error) {
+      closeFd(fd);
+      throw this.#distrust(`GET_INFLIGHT_FD: ${(error as Error).message}`);
+    }
+    return { ...layout, queues, queueSize, fd };
+  }
+
+  /** Gives the back-end that memory, before the rings start. The descriptor stays the caller's. */
+  async setInflight({ fd, ...layout }: InflightLayout & { fd: number }): Promise<void> {
+    await this.#do(requests.SET_INFLIGHT_FD, encodeInflight(layout), [fd]);
+  }
+
   /** Lets the back-end announce the guest; `mac` has the address's first byte lowest. Needs RARP. */
   async announce(mac: bigint): Promise<void> {
     await this.#do(requests.SEND_RARP, encodeU64(mac));
@@ -342,13 +372,23 @@ export class FrontendSession {
     if (!this.#connection.open) throw this.#gone(request);
   }
 
-  #ask(
+  async #ask(
     request: number,
     payload: Uint8Array,
     fds: readonly number[] = [],
     flags = 0,
     size = ANSWER_SIZE,
   ): Promise<Uint8Array> {
+    return (await this.#message(request, payload, fds, flags, size)).payload;
+  }
+
+  #message(
+    request: number,
+    payload: Uint8Array,
+    fds: readonly number[],
+    flags: number,
+    size: number,
+  ): Promise<Message> {
     return new Promise((resolve, reject) => {
       if (!this.#connection.open) return reject(this.#gone(request));
       const timeout = this.#options.timeout ?? 5000;

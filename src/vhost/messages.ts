@@ -388,6 +388,35 @@ export function encodeConfig({ offset, size, flags, bytes }: ConfigPiece): Uint8
   return payload;
 }
 
+/** Where the notes of buffers in work lie, and for how many queues of which size. */
+export interface InflightLayout {
+  /** Bytes of the file; 0 in a request for one. */
+  size: bigint;
+  offset: bigint;
+  queues: number;
+  queueSize: number;
+}
+
+export function decodeInflight(payload: Uint8Array): InflightLayout {
+  const view = viewOf(payload);
+  return {
+    size: view.getBigUint64(0, true),
+    offset: view.getBigUint64(8, true),
+    queues: view.getUint16(16, true),
+    queueSize: view.getUint16(18, true),
+  };
+}
+
+export function encodeInflight({ size, offset, queues, queueSize }: InflightLayout): Uint8Array {
+  const bytes = new Uint8Array(INFLIGHT[1]);
+  const view = viewOf(bytes);
+  view.setBigUint64(0, size, true);
+  view.setBigUint64(8, offset, true);
+  view.setUint16(16, queues, true);
+  view.setUint16(18, queueSize, true);
+  return bytes;
+}
+
 /** Bit 8 of the u64 of SET_VRING_KICK, CALL and ERR: no descriptor comes with it. */
 export const VRING_NO_FD = 0x100n;
 const VRING_INDEX_MASK = 0xffn;

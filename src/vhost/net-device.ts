@@ -18,10 +18,11 @@ import type { LogSetup, MemoryRegion, VhostUserDevice, VringChange, VringSetup }
 import type { DeviceState } from './device-state.ts';
 import { DirtyLog } from './dirty-log.ts';
 import { nextFlowTable } from './flow-table.ts';
+import { Inflight } from './inflight.ts';
 import { Iotlb } from './iotlb.ts';
 import { buffersAhead, Misses } from './iotlb-misses.ts';
 import { MemoryTable } from './memory-table.ts';
-import { ACCESS_READ, ACCESS_WRITE, type IotlbMessage, iotlb } from './messages.ts';
+import { ACCESS_READ, ACCESS_WRITE, type InflightLayout, type IotlbMessage, iotlb } from './messages.ts';
 import { Windows } from './windows.ts';
 
 /** Vring.state */
@@ -149,6 +150,7 @@ export class NetDevice implements VhostUserDevice {
   #iotlb: Iotlb | null = null;
   readonly #misses = new Misses();
   #log: DirtyLog | null = null;
+  #inflight: Inflight | null = null;
   #logFd = -1;
   #logTimer: NodeJS.Timeout | null = null;
   readonly #limits: DeviceLimits;
@@ -266,6 +268,12 @@ export class NetDevice implements VhostUserDevice {
     if (this.#useLog()) await this.#workers.quiesce();
   }
 
+  setInflight(layout: InflightLayout & { fd: number }): void {
+    const old = this.#inflight;
+    this.#inflight = new Inflight(this.#arena, layout, this.packed);
+    old?.close();
+  }
+
   announce(mac: bigint): Promise<void> {
     return this.#workers.announce(this.#slot, mac);
   }
@@ -357,7 +365,13 @@ export class NetDevice implements VhostUserDevice {
       this.#checkBase(setup);
       q.placed = false;
       q.launched = false;
-      if (!this.#iotlb) this.#place(q, setup);
+      q.vring.set('inflight', 0);
+      if (!this.#iotlb) {
+        this.#place(q, setup);
+        q.vring.set('size', setup.size);
+        this.#setPlace(q, setup);
+        this.#inflight?.start(index, q.vring, this.packed);
+      }
       // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it.
       if (index % 2 === 1) q.worker = this.#workers.place(this.#polling, this.#slot + (index >>> 1));
     } catch (error) {
@@ -371,15 +385,16 @@ export class NetDevice implements VhostUserDevice {
     // The log has to know where the ring lies before anything is written to it.
     if (this.#log && this.memory.large) await this.#paused(() => this.#log?.setRegions(this.memory.places));
     const modern = this.#acknowledged & (VIRTIO.VIRTIO_F_VERSION_1 | VIRTIO.VIRTIO_NET_F_MRG_RXBUF);
-    vring.set('size', setup.size);
     // Even rings go to the guest, odd ones come from it (virtio 1.3, 5.1.2).
     const offloads = index % 2 === 0 ? takes(this.#acknowledged) : maySend(this.#acknowledged);
     vring.set('flags', this.#flags(q));
     vring.set('offloads', offloads);
     // Without VERSION_1 the header has no num_buffers unless buffers can be merged (5.1.6, legacy).
     vring.set('headerLength', modern ? 12 : 10);
-    vring.set('lastAvail', setup.base & 0xffff);
-    vring.set('usedIdx', setup.base >>> 16 || setup.base);
+    if (this.#iotlb) {
+      vring.set('lastAvail', setup.base & 0xffff);
+      vring.set('usedIdx', setup.base >>> 16 || setup.base);
+    }
     vring.set('signalledValid', 0);
     vring.set('error', 0);
     vring.set('callFd', setup.callFd);
@@ -401,17 +416,23 @@ export class NetDevice implements VhostUserDevice {
     return this.queues.flatMap(({ worker }) => (worker === null ? [] : [worker]));
   }
 
+  /** Says where a ring goes on. */
+  #setPlace({ vring }: Queue, { base }: VringSetup): void {
+    // A back-end that died could not say where it was: the used ring can, and what it had in work comes again,
+    // unless there are notes. (DPDK's virtio-user starts the rings of a back-end that came back with base 0.)
+    // A packed ring has no such place; the front-end then says it all (QEMU's higher half may be missing).
+    const used = this.packed ? base >>> 16 || base : this.#readUsedIdx(vring);
+    vring.set('lastAvail', this.packed ? base & 0xffff : used);
+    vring.set('usedIdx', used);
+  }
+
   /** Reads and writes what a ring has in memory at its start, once its parts are found. */
   #launch(q: Queue): void {
     const { vring } = q;
     const setup = q.setup!;
     q.launched = true;
-    // A back-end that died could not say where it was: the used ring can, and what it had in work comes again.
-    // (DPDK's virtio-user starts the rings of a back-end that came back with base 0.)
-    // A packed ring has no such place; the front-end then says it all (QEMU's higher half may be missing).
-    const used = this.packed ? setup.base >>> 16 || setup.base : this.#readUsedIdx(vring);
-    vring.set('lastAvail', this.packed ? setup.base & 0xffff : used);
-    vring.set('usedIdx', used);
+    // Notes of buffers in work have said where it goes on; they are not kept where rings are found later.
+    if (vring.get('inflight') === 0) this.#setPlace(q, setup);
     // No kicks until a worker asks for them; for buffers to receive into, never (2.7.10: used.flags).
     if (this.packed) this.#arena.u32[vring.get('used') >>> 2] = EVENT_DISABLE << 16;
     else this.#arena.u8[vring.get('used')] = NO_NOTIFY;
@@ -596,6 +617,9 @@ export class NetDevice implements VhostUserDevice {
     this.setLogFd(-1);
     this.#log?.close();
     this.#log = null;
+    for (const q of this.queues) q.vring.set('inflight', 0);
+    this.#inflight?.close();
+    this.#inflight = null;
     this.memory.clear();
     this.#mtu = this.#limits.mtu ?? null;
     this.#config = this.#initialConfig();

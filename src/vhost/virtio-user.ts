@@ -23,13 +23,13 @@ import {
   sharedNotifier,
   sharedPoller,
 } from '../sys/index.ts';
-import { featureNames, features } from '../virtio/features.ts';
+import { featureNames, features, vhostProtocolFeatures } from '../virtio/features.ts';
 import type { decodeNetConfig } from '../virtio/net-config.ts';
 import { type Offload, readNetHeader, writeNetHeader } from '../virtio/net-header.ts';
 import { packedLayout } from '../virtio/packed-ring.ts';
 import { splitLayout } from '../virtio/split-ring.ts';
 import { deviceStatus } from '../virtio/status.ts';
-import { FrontendSession } from './frontend.ts';
+import { FRONTEND_PROTOCOL_FEATURES, FrontendSession } from './frontend.ts';
 
 /** Everything that the driver can make use of, but for packed rings, which are asked for. */
 export const DRIVER_FEATURES =
@@ -74,7 +74,7 @@ const FLAGS = [
 
 const RING_FIELDS = [
   'size', 'flags', 'desc', 'avail', 'used', 'bias', 'headerLength', 'buffers', 'bufferLength', 'segmentLength',
-  'headerAlone', 'shadow', 'tables', 'tableEntries', 'error', 'errorValue', 'packets', 'bytes', 'gaps', 'expected',
+  'headerAlone', 'shadow', 'tables', 'tableEntries', 'lent', 'error', 'errorValue', 'packets', 'bytes', 'gaps', 'expected',
 ] as const; // biome-ignore format: a table
 
 /** A sentence for each code of src/dataplane/errors.ts that the driver's side meets. */
@@ -123,6 +123,8 @@ export interface VirtioUserOptions {
   segmentLength?: number;
   /** Gives the virtio-net header of frames to send a descriptor of its own. */
   headerAlone?: boolean;
+  /** Lets the back-end note which buffers it has in work, so that nothing is sent twice should it die; default false. */
+  inflight?: boolean;
   /** Milliseconds to wait for the back-end, and for each of its answers; default 5000. */
   timeout?: number;
 }
@@ -150,11 +152,15 @@ export class VirtioUser {
   readonly queues: number;
   /** What the back-end says of the device: address, MTU, speed, link; undefined where it says nothing. */
   readonly config: DeviceConfig | undefined;
-  /** Resolves with the reason when the back-end is gone or this device was closed. */
-  readonly closed: Promise<string>;
+  /** Resolves with the reason when the back-end is gone or this device was closed; another one after reconnect(). */
+  closed: Promise<string>;
   readonly #arena: Arena;
   readonly #poller: PollerLease;
-  readonly #session: FrontendSession;
+  #session: FrontendSession;
+  readonly #options: VirtioUserOptions;
+  readonly #acknowledged: bigint;
+  /** Memory in which the back-end notes buffers in work; null: it doesn't. */
+  #inflight: Awaited<ReturnType<FrontendSession['getInflight']>> | null = null;
   readonly #pool: Pool;
   readonly #tables: Range;
   readonly #rings: readonly Ring[];
@@ -183,6 +189,7 @@ export class VirtioUser {
     frame: number;
     acknowledged: bigint;
     config: DeviceConfig | undefined;
+    options: VirtioUserOptions;
   }) {
     this.#arena = parts.arena;
     this.#poller = parts.poller;
@@ -196,6 +203,8 @@ export class VirtioUser {
     this.#calls = parts.calls;
     this.#epoll = parts.epoll;
     this.#frame = parts.frame;
+    this.#options = parts.options;
+    this.#acknowledged = parts.acknowledged;
     this.features = featureNames(parts.acknowledged);
     this.#offloads =
       (parts.acknowledged & (features.VIRTIO_NET_F_CSUM | features.VIRTIO_NET_F_GUEST_CSUM)) !== 0n;
@@ -215,22 +224,13 @@ export class VirtioUser {
     const undo: (() => unknown)[] = [() => poller.release()];
     try {
       const fd = await connect(options, poller, timeout);
-      let ended: (reason: string) => void = () => {};
-      const closed = new Promise<string>((resolve) => {
-        ended = resolve;
-      });
-      const session = new FrontendSession({
-        fd,
-        poller: poller.poller,
-        timeout,
-        onClose: (reason) => ended(String(reason)),
-      });
+      const { session, closed } = begin(fd, poller, timeout);
       undo.push(() => session.close());
       let wanted = options.features ?? DRIVER_FEATURES;
       if (options.packed) wanted |= features.VIRTIO_F_RING_PACKED;
       if (options.offloads) wanted |= DRIVER_OFFLOADS;
       if (queues > 1) wanted |= features.VIRTIO_NET_F_MQ;
-      const negotiated = await session.negotiate(wanted);
+      const negotiated = await session.negotiate(wanted, protocolFeatures(options));
       if (negotiated.queuePairs < queues)
         throw new RangeError(`queues ${queues}: the back-end has ${negotiated.queuePairs} at most`);
       // 3.1.1: the device may refuse what it offered, and says so here.
@@ -251,16 +251,6 @@ export class VirtioUser {
       const count = 2 * queues;
       const pool = new Pool(arena, 'virtio-user', count * queueLength);
       undo.push(() => pool.close());
-      const address = arena.base + BigInt(pool.range.start);
-      await session.setMemoryTable([
-        {
-          guestAddress: address,
-          userAddress: address,
-          size: BigInt(pool.length),
-          mmapOffset: 0n,
-          fd: pool.fd,
-        },
-      ]);
 
       const layout = arena.dataplane.layout;
       const stride = layout.DRIVER_RING_STRIDE!;
@@ -303,29 +293,81 @@ export class VirtioUser {
       for (const [index, fd] of calls.entries()) if (index % 2 === TO_US) epoll.add(fd, EPOLLIN);
       const device = new VirtioUser({
         arena, poller, session, closed, pool, tables, rings, kicks, calls, epoll,
-        frame: tables.start + tables.length - frameRoom + HEADER_ROOM, acknowledged, config,
+        frame: tables.start + tables.length - frameRoom + HEADER_ROOM, acknowledged, config, options,
       }); // biome-ignore format: a record
       const { functions } = arena.dataplane;
       for (const [index, ring] of rings.entries()) {
         functions.prepareDriver(ring.at, index % 2 === TO_US ? 1 : 0);
         functions.publishDriver(ring.at);
         functions.disarmDriver(ring.at);
-        const user = (offset: number) => arena.base + BigInt(offset);
-        await session.setVring(index, {
-          size,
-          // A packed ring begins with a wrap counter of 1 (2.8.1).
-          base: packed ? 0x8000 : 0,
-          descUser: user(ring.get('desc')),
-          usedUser: user(ring.get('used')),
-          availUser: user(ring.get('avail')),
-        });
-        await session.startVring(index, { kickFd: kicks[index]!, callFd: calls[index]! });
       }
-      for (const index of rings.keys()) await session.enable(index, true);
+      if (negotiated.protocolFeatures & vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) {
+        const inflight = await session.getInflight(count, size);
+        device.#inflight = inflight;
+        undo.push(() => closeFd(inflight.fd));
+      }
+      await device.#attach(false);
       await session.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
       return device;
     } catch (error) {
       for (const step of undo.reverse()) await step();
+      throw error;
+    }
+  }
+
+  /** Shares the memory with the back-end and starts the rings as they are, fresh or `again`. */
+  async #attach(again: boolean): Promise<void> {
+    const session = this.#session;
+    const { range, length, fd } = this.#pool;
+    const user = (offset: number) => this.#arena.base + BigInt(offset);
+    const address = user(range.start);
+    await session.setMemoryTable([
+      { guestAddress: address, userAddress: address, size: BigInt(length), mmapOffset: 0n, fd },
+    ]);
+    if (this.#inflight) await session.setInflight(this.#inflight);
+    for (const [index, ring] of this.#rings.entries()) {
+      await session.setVring(index, {
+        size: ring.get('size'),
+        // A packed ring begins with a wrap counter of 1 (2.8.1).
+        base: this.#acknowledged & features.VIRTIO_F_RING_PACKED ? 0x8000 : 0,
+        descUser: user(ring.get('desc')),
+        usedUser: user(ring.get('used')),
+        availUser: user(ring.get('avail')),
+      });
+      // A ring that runs and isn't enabled is emptied, and what waits in it would be lost.
+      if (again) await session.enable(index, true);
+      await session.startVring(index, { kickFd: this.#kicks[index]!, callFd: this.#calls[index]! });
+    }
+    if (!again) for (const index of this.#rings.keys()) await session.enable(index, true);
+  }
+
+  /**
+   * Connects again after the back-end has gone: the rings go on with what lies in them. With notes of buffers in
+   * work (INFLIGHT_SHMFD) no frame is sent twice; without them a few may be, and packed rings can't go on. Rejects
+   * with an Error while the back-end isn't back, or offers other features than before; may be called again then.
+   */
+  async reconnect(): Promise<void> {
+    this.#live();
+    await this.#session.close();
+    if (!this.#inflight && this.#acknowledged & features.VIRTIO_F_RING_PACKED)
+      throw new Error('packed rings go on only with a back-end that notes buffers in work');
+    const timeout = this.#options.timeout ?? 5000;
+    const fd = await connect(this.#options, this.#poller, timeout);
+    const { session, closed } = begin(fd, this.#poller, timeout);
+    try {
+      const negotiated = await session.negotiate(this.#acknowledged, protocolFeatures(this.#options));
+      if (negotiated.features !== this.#acknowledged) {
+        const missing = featureNames(this.#acknowledged & ~negotiated.features).join(', ');
+        throw new Error(`the back-end that came back does not offer ${missing}`);
+      }
+      const { ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK } = deviceStatus;
+      await session.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+      this.#session = session;
+      await this.#attach(true);
+      await session.setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+      this.closed = closed;
+    } catch (error) {
+      await session.close();
       throw error;
     }
   }
@@ -466,6 +508,13 @@ export class VirtioUser {
     };
   }
 
+  /** Frames sent on a queue whose buffers the back-end has not given back yet. */
+  pending(queue = 0): number {
+    const ring = this.#rings[this.#index(queue, FROM_US)]!;
+    this.#live().functions.reclaim(ring.at);
+    return ring.get('lent');
+  }
+
   /** Of each queue pair the ring that frames come on, and its eventfd. */
   get #receivers(): { at: number; callFd: number }[] {
     return this.#rings.flatMap(({ at }, i) => (i % 2 === TO_US ? [{ at, callFd: this.#calls[i]! }] : []));
@@ -523,6 +572,7 @@ export class VirtioUser {
     await this.#session.close();
     this.#epoll.close();
     for (const fd of [...this.#kicks, ...this.#calls]) closeFd(fd);
+    if (this.#inflight) closeFd(this.#inflight.fd);
     this.#pool.close();
     this.#arena.freeTable(this.#tables);
     await this.#poller.release();
@@ -531,6 +581,21 @@ export class VirtioUser {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+}
+
+function protocolFeatures(options: VirtioUserOptions): bigint {
+  const { VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD } = vhostProtocolFeatures;
+  return FRONTEND_PROTOCOL_FEATURES | (options.inflight ? VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD : 0n);
+}
+
+/** A session on a connected socket, and the reason of its end. */
+function begin(fd: number, lease: PollerLease, timeout: number) {
+  let ended: (reason: string) => void = () => {};
+  const closed = new Promise<string>((resolve) => {
+    ended = resolve;
+  });
+  const onClose = (reason: string) => ended(reason);
+  return { session: new FrontendSession({ fd, poller: lease.poller, timeout, onClose }), closed };
 }
 
 /** A socket to the back-end, dialled or accepted within `timeout` milliseconds. */

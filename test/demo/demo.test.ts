@@ -48,8 +48,8 @@ class Demo {
   }
 
   /** Waits until the table has its `count`-th line for a port that is up. */
-  lines(count: number): Promise<void> {
-    return until('lines of the table', PATIENCE, () => {
+  async lines(count: number): Promise<void> {
+    await until('lines of the table', PATIENCE, () => {
       if (this.child.exitCode !== null) throw new Error(`the demonstration has ended: ${this.errors}`);
       return this.output.split('\n').filter((line) => line.includes('vm1 up')).length >= count;
     });

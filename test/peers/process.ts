@@ -144,13 +144,15 @@ export const sleep = (milliseconds: number): Promise<void> =>
   new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 /** Calls `probe` every 50 ms until it is true; rejects after `timeout` milliseconds, naming `what`. */
-export async function until(
+export async function until<T>(
   what: string,
   timeout: number,
-  probe: () => boolean | Promise<boolean>,
-): Promise<void> {
+  probe: () => T | false | undefined | Promise<T | false | undefined>,
+): Promise<T> {
   const end = Date.now() + timeout;
-  while (!(await probe())) {
+  for (;;) {
+    const found = await probe();
+    if (found) return found;
     if (Date.now() > end) throw new Error(`no ${what} after ${timeout} ms`);
     await sleep(50);
   }

@@ -3,11 +3,12 @@
  * guest-recipe.ts says what runs inside and how its shell is spoken to.
  */
 import { execFileSync } from 'node:child_process';
+import { once } from 'node:events';
 import { accessSync, constants, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { createServer, type Server, type Socket } from 'node:net';
+import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { cache, guestInitramfs, guestKernel, qemuProgram } from './available.ts';
-import { Child, scratch } from './process.ts';
+import { Child, scratch, until } from './process.ts';
 
 export interface GuestOptions {
   /** The vhost-user socket. */
@@ -51,6 +52,10 @@ export class LinuxGuest {
   #options: GuestOptions;
   readonly #directory = scratch('guest');
   readonly #server: Server;
+  /** The vhost-user socket, another one after a migration. */
+  #path: string;
+  /** How many QEMUs it had: each has a monitor of its own. */
+  #generation = 0;
   #qemu: Child | undefined;
   #shell: Socket | undefined;
   /** What the shell has said since the last answer. */
@@ -60,6 +65,7 @@ export class LinuxGuest {
 
   private constructor(options: GuestOptions) {
     this.#options = options;
+    this.#path = options.path;
     this.#server = createServer((socket) => {
       this.#shell = socket;
       socket.setEncoding('latin1');
@@ -143,6 +149,47 @@ export class LinuxGuest {
     await this.#reply(0, BOOT, 'the shell after the reboot');
   }
 
+  get #monitor(): string {
+    return join(this.#directory.path, `monitor${this.#generation}`);
+  }
+
+  /**
+   * Migrates the running guest to another QEMU, whose card is behind another vhost-user socket; resolves when it
+   * runs there, and the first QEMU is stopped but still there: `leave` ends that one. `rate` bounds the copying in
+   * bytes a second. Commands of the guest's shell wait for the other place.
+   */
+  async migrate(path: string, rate: number): Promise<{ leave: () => Promise<void>; downtime: number }> {
+    await this.#last;
+    const from = this.#qemu!;
+    const source = await Monitor.open(this.#monitor);
+    const incoming = `unix:${join(this.#directory.path, 'incoming')}`;
+    this.#path = path;
+    this.#generation += 1;
+    this.#qemu = new Child(qemuProgram, [...this.#arguments(), '-incoming', incoming]);
+    try {
+      const target = await Monitor.open(this.#monitor);
+      await source.run('migrate-set-parameters', { 'max-bandwidth': rate });
+      await source.run('migrate', { uri: incoming });
+      type Progress = { status: string; downtime?: number; 'error-desc'?: string };
+      const end = await until('the end of the migration', 120_000, async () => {
+        const progress = (await source.run('query-migrate')) as Progress;
+        return progress.status === 'completed' || progress.status === 'failed' ? progress : undefined;
+      });
+      if (end.status !== 'completed')
+        throw new Error(`migration failed: ${end['error-desc']}\n${from.tail()}`);
+      await until('the guest runs again', 60_000, async () => {
+        return ((await target.run('query-status')) as { status: string }).status === 'running' || undefined;
+      });
+      target.close();
+      return { leave: () => from.end('SIGKILL'), downtime: end.downtime ?? 0 };
+    } catch (error) {
+      await from.end('SIGKILL');
+      throw error;
+    } finally {
+      source.close();
+    }
+  }
+
   /** SIGKILL: the guest and its front-end are gone at once. `powerOn` starts it again. */
   async kill(): Promise<void> {
     await this.#qemu?.end('SIGKILL');
@@ -213,7 +260,8 @@ export class LinuxGuest {
   }
 
   #arguments(): string[] {
-    const { path, role, mac, queues, device, cpus = 1 } = this.#options;
+    const path = this.#path;
+    const { role, mac, queues, device, cpus = 1 } = this.#options;
     const { backend, machine, kernel, options = [] } = this.#options;
     const memory = [this.#options.memory ?? 256].flat();
     const accel = this.#options.accelerator ?? accelerator();
@@ -242,6 +290,7 @@ export class LinuxGuest {
         list(`memory-backend-memfd,id=ram${node || ''},size=${size}M,share=on`, backend),
       ]),
       ...(memory.length > 1 ? memory : []).flatMap((_, node) => ['-numa', `node,memdev=ram${node || ''}`]),
+      ...['-qmp', `unix:${this.#monitor},server=on,wait=off`],
       ...['-kernel', guestKernel, '-initrd', guestInitramfs],
       ...['-append', `${KERNEL} ${kernel ?? ''}`],
       ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
@@ -257,6 +306,61 @@ export class LinuxGuest {
       ...['-device', card],
       ...(this.#options.arguments ?? []),
     ];
+  }
+}
+
+/** QEMU's monitor: JSON a line (QEMU's docs/interop/qmp-spec). Commands one after the other. */
+class Monitor {
+  readonly #socket: Socket;
+  #text = '';
+  #answered: (answer: { return?: unknown; error?: { desc: string } }) => void = () => {};
+
+  #left: () => void = () => {};
+
+  private constructor(socket: Socket) {
+    this.#socket = socket;
+    socket.setEncoding('utf8');
+    socket.on('error', () => {});
+    socket.on('close', () => this.#left());
+    socket.on('data', (text: string) => {
+      this.#text += text;
+      for (let end = this.#text.indexOf('\n'); end >= 0; end = this.#text.indexOf('\n')) {
+        const answer = JSON.parse(this.#text.slice(0, end));
+        this.#text = this.#text.slice(end + 1);
+        // What is neither is the greeting or an event.
+        if ('return' in answer || 'error' in answer) this.#answered(answer);
+      }
+    });
+  }
+
+  /** Resolves when the QEMU that is to listen there takes commands. */
+  static async open(path: string): Promise<Monitor> {
+    const socket = await until("QEMU's monitor", 60_000, async () => {
+      const dialled = createConnection(path);
+      dialled.on('error', () => {});
+      return once(dialled, 'connect').then(
+        () => dialled,
+        () => undefined,
+      );
+    });
+    const monitor = new Monitor(socket);
+    await monitor.run('qmp_capabilities');
+    return monitor;
+  }
+
+  async run(execute: string, parameters: object = {}): Promise<unknown> {
+    const answer = new Promise<{ return?: unknown; error?: { desc: string } }>((resolve, reject) => {
+      this.#answered = resolve;
+      this.#left = () => reject(new Error(`QEMU left before it answered ${execute}`));
+    });
+    this.#socket.write(`${JSON.stringify({ execute, arguments: parameters })}\n`);
+    const { error, ...rest } = await answer;
+    if (error) throw new Error(`${execute}: ${error.desc}`);
+    return rest.return;
+  }
+
+  close(): void {
+    this.#socket.destroy();
   }
 }
 

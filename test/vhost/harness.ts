@@ -10,7 +10,13 @@ import type {
   VringSetup,
 } from '../../src/vhost/device.ts';
 import type { DeviceState } from '../../src/vhost/device-state.ts';
-import { decodeHeader, encodeMessage, HEADER_SIZE, type Header } from '../../src/vhost/messages.ts';
+import {
+  decodeHeader,
+  encodeMessage,
+  HEADER_SIZE,
+  type Header,
+  type InflightLayout,
+} from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { decodeNetConfig, encodeNetConfig } from '../../src/virtio/net-config.ts';
 
@@ -25,6 +31,7 @@ export const OFFERED_PROTOCOL =
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_RARP |
+  vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_LOG_SHMFD |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_MTU |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIG |
@@ -47,6 +54,11 @@ export class RecordingDevice implements VhostUserDevice {
 
   setFeatures(bits: bigint): void {
     this.calls.push(`setFeatures ${bits.toString(16)}`);
+  }
+
+  setInflight(layout: InflightLayout & { fd: number }): void {
+    this.calls.push(`setInflight ${layout.queues} of ${layout.queueSize}`);
+    closeFd(layout.fd);
   }
 
   async announce(mac: bigint): Promise<void> {

@@ -1,0 +1,175 @@
+/**
+ * Crash safety: a switch that is killed at any moment, under load or in the middle of a message, and started again.
+ * The drivers live on in this process, know by number what they sent, and see what arrives: with the notes of
+ * buffers in work no frame comes twice and no buffer is lost.
+ */
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { describe, type TestContext, test } from 'node:test';
+import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
+import { VirtioUser } from '../../src/vhost/virtio-user.ts';
+import { root } from '../peers/available.ts';
+import { Child } from '../peers/process.ts';
+import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { Random } from '../support/random.ts';
+import { sockets } from '../support/sockets.ts';
+
+/** In each of the four tests; VIREO_KILLS=50 makes 200 of them. */
+const KILLS = Number(process.env.VIREO_KILLS ?? 6);
+const program = join(root, 'dist/test/switch/crash-switch.js');
+const SIZE = 512;
+/** One that sends, and those that it sends to: the more, the longer is a burst in work when the first has it. */
+const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'];
+
+/** A switch of two ports in a process of its own, ready. */
+async function start(at: (name: string) => string): Promise<Child> {
+  const child = new Child(process.execPath, [program, ...NAMES.map(at)]);
+  await child.waitFor('its ready line', 60_000, () => child.output.includes('ready') || undefined);
+  return child;
+}
+
+/** Connects again; the switch may be killed meanwhile, and then it is the next one's turn. */
+async function again(device: VirtioUser): Promise<boolean> {
+  try {
+    await device.reconnect();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Numbered frames from one device to some others, and what arrived of them. */
+class Flow {
+  readonly from: VirtioUser;
+  readonly #to: readonly { device: VirtioUser; seen: Set<number> }[];
+  readonly #bytes: Buffer;
+  /** Frames that came more than once, and the fewest that a receiver has. */
+  twice = 0;
+
+  constructor(from: VirtioUser, to: readonly VirtioUser[], bytes: Buffer) {
+    this.from = from;
+    this.#to = to.map((device) => ({ device, seen: new Set() }));
+    this.#bytes = bytes;
+  }
+
+  get came(): number {
+    return Math.min(...this.#to.map(({ seen }) => seen.size));
+  }
+
+  /** Sends what the ring takes, as one burst. */
+  send(): void {
+    this.from.floodFrames(this.#bytes, SIZE);
+  }
+
+  receive(): void {
+    for (const { device, seen } of this.#to) {
+      for (let bytes = device.receive(); bytes; bytes = device.receive()) {
+        this.#note(seen, bytes);
+      }
+    }
+  }
+
+  /** Takes one frame that came for the first receiver; false when there is none. */
+  receiveFirst(): boolean {
+    const { device } = this.#to[0]!;
+    const bytes = device.receive();
+    if (bytes) this.#note(this.#to[0]!.seen, bytes);
+    return bytes !== undefined;
+  }
+
+  #note(seen: Set<number>, bytes: Uint8Array): void {
+    const came = Buffer.from(bytes.buffer);
+    if (this.#bytes.compare(came, 6, 12, 6, 12) !== 0) return;
+    const number = came.readUInt32LE(14);
+    if (seen.has(number)) this.twice++;
+    seen.add(number);
+  }
+
+  turn(): void {
+    this.send();
+    this.receive();
+  }
+}
+
+for (const packed of [false, true]) {
+  describe(`${packed ? 'packed' : 'split'} rings`, () => {
+    for (const seed of [1, 2]) {
+      test(`${KILLS} kills under load and while connecting, seed ${seed}`, async (t: TestContext) => {
+        const at = sockets(t);
+        const random = new Random(seed);
+        let vswitch = await start(at);
+        t.after(() => vswitch.end('SIGKILL'));
+        const options = { packed, inflight: true, queueSize: SIZE, timeout: 60_000 };
+        const devices: VirtioUser[] = [];
+        for (const name of NAMES) {
+          const device = await VirtioUser.open({ path: at(name), ...options });
+          t.after(() => device.close());
+          devices.push(device);
+        }
+        const [a, ...others] = devices as [VirtioUser, ...VirtioUser[]];
+        const flows = [
+          new Flow(a, others, frame(BROADCAST, mac(1), 9000)),
+          new Flow(others[0]!, [a], frame(mac(1), mac(2), 200)),
+        ];
+        const alive = async (child: Child, steps: number) => {
+          for (let i = 0; i < steps && child.running; i++) {
+            for (const flow of flows) flow.turn();
+            await turn();
+          }
+        };
+        for (let kill = 0; kill < KILLS; kill++) {
+          const closed = devices.map((device) => device.closed);
+          // Most die under load, some as they are dialled: at any message of the first or the second device.
+          if (random.below(4) > 0) {
+            await alive(vswitch, random.below(20));
+            // In the middle of a burst, most likely: at any moment, or when the first of the two has its frames.
+            for (const flow of flows) flow.receive();
+            flows[0]!.send();
+            const moment = performance.now() + (random.below(2) ? random.below(2000) / 1000 : 50);
+            while (performance.now() < moment && !flows[0]!.receiveFirst());
+            vswitch.process.kill('SIGKILL');
+            await vswitch.exited;
+          } else {
+            const dying = vswitch;
+            dying.process.kill('SIGKILL');
+            await dying.exited;
+            vswitch = await start(at);
+            const end = vswitch;
+            const timer = setTimeout(() => end.process.kill('SIGKILL'), random.below(8));
+            await Promise.all(devices.map(again));
+            await end.exited;
+            clearTimeout(timer);
+          }
+          await Promise.all(closed);
+          vswitch = await start(at);
+          // The one that sends last: what it had in work would find everybody there.
+          for (const device of devices.toReversed()) {
+            for (let tries = 0; !(await again(device)); tries++) {
+              assert.ok(tries < 100, 'the device connects again');
+              await sleep(20);
+            }
+          }
+          const came = flows.map((flow) => flow.came);
+          const deadline = Date.now() + 30_000;
+          // Every buffer of both rings goes through: none was lost.
+          while (flows.some((flow, i) => flow.came - came[i]! < SIZE)) {
+            assert.ok(Date.now() < deadline, `kill ${kill}: traffic flows again`);
+            await alive(vswitch, 1);
+          }
+          assert.deepEqual(
+            flows.map((flow) => flow.twice),
+            [0, 0],
+            `kill ${kill}: nothing came twice`,
+          );
+        }
+        for (const flow of flows) {
+          const deadline = Date.now() + 30_000;
+          while (flow.from.pending() > 0) {
+            assert.ok(Date.now() < deadline, 'every buffer comes back');
+            await turn();
+          }
+        }
+      });
+    }
+  });
+}
