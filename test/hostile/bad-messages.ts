@@ -279,6 +279,19 @@ export const TRANSLATIONS: Attack[] = [
   shared('one without an IOMMU', /IOTLB_MSG: a translation, and VIRTIO_F_ACCESS_PLATFORM is not acknowledged/, (a) => a.message(R.IOTLB_MSG, translation({}))),
 ]; // biome-ignore format: a table
 
+/** Notes of buffers in work; negotiated with INFLIGHT_SHMFD. */
+const inflight = (name: string, says: RegExp, changes: Partial<m.InflightLayout>): Attack =>
+  shared(name, says, (a) => {
+    a.message(R.SET_PROTOCOL_FEATURES, u64(vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD));
+    const layout = { size: 0x8000n, offset: 0n, queues: 2, queueSize: 64, ...changes };
+    a.message(R.SET_INFLIGHT_FD, m.encodeInflight(layout), [a.ram]);
+  });
+export const INFLIGHT: Attack[] = [
+  inflight('notes of more queues than there are (CVE-2021-3839)', /SET_INFLIGHT_FD: .*queues/, { queues: 65535 }),
+  inflight('notes of no size', /SET_INFLIGHT_FD: 0 bytes for 2 queues/, { size: 0n }),
+  inflight('notes at a place that wraps', /SET_INFLIGHT_FD: /, { offset: 2n ** 64n - 8n }),
+]; // biome-ignore format: a table
+
 /** Messages that a network device has no use for, each with a payload of its right size. */
 export const REFUSED: Attack[] = [
   single('a crypto session with a key of 4 GiB (CVE-2020-10724, CVE-2020-14374 to 14378)', /CREATE_CRYPTO_SESSION: not offered by this back-end/, R.CREATE_CRYPTO_SESSION, new Uint8Array(616).fill(0xff)),

@@ -15,6 +15,7 @@ import {
   DESCRIPTORS,
   FEATURES,
   HEADERS,
+  INFLIGHT,
   LOGS,
   MEMORY,
   PLACES,
@@ -62,6 +63,7 @@ const tables: Record<string, Attack[]> = {
   memory: MEMORY,
   'memory slots': SLOTS,
   'a dirty log': LOGS,
+  'buffers in work': INFLIGHT,
   'a translation': TRANSLATIONS,
   'no network': REFUSED,
 };
