@@ -8,8 +8,6 @@ import { ACCESS_READ, ACCESS_WRITE, iotlb } from './messages.ts';
 const PAGE = 4096n;
 /** Questions without an answer; beyond that older ones are asked again when they are needed. */
 const MOST = 1024;
-/** Buffers that are looked at ahead. */
-const AHEAD = 256;
 
 /** Asks for each page once, until an answer comes. */
 export class Misses {
@@ -51,13 +49,14 @@ const USED = 0x8000;
 const WRAP = 0x8000;
 
 /**
- * Pages of the buffers that a ring has been given and not worked on yet, with what it will do there; read from guest
- * memory as it is, so of no more worth than a question. Only while nobody works on the ring. Tables are not followed.
+ * Pages of the next buffers, `most` of them, that a ring has been given and not worked on yet, with what it will do there; read from guest
+ * memory as it is, so of no more worth than a question. Tables are not followed.
  */
 export function* buffersAhead(
   view: DataView,
   vring: VringStruct,
   packed: boolean,
+  most: number,
 ): Generator<{ address: bigint; access: number }> {
   const size = vring.get('size');
   const [desc, avail] = [vring.get('desc'), vring.get('avail')];
@@ -73,7 +72,7 @@ export function* buffersAhead(
   }
   let at = vring.get('lastAvail');
   if (packed) {
-    for (let i = 0; i < Math.min(size, AHEAD); i++) {
+    for (let i = 0; i < Math.min(size, most); i++) {
       const index = at & 0x7fff;
       const flags = view.getUint16(desc + 16 * index + 14, true);
       if ((flags & (AVAIL | USED)) !== (at & WRAP ? AVAIL : USED)) return;
@@ -82,7 +81,7 @@ export function* buffersAhead(
     }
     return;
   }
-  const waiting = Math.min((view.getUint16(avail + 2, true) - at) & 0xffff, size, AHEAD);
+  const waiting = Math.min((view.getUint16(avail + 2, true) - at) & 0xffff, size, most);
   for (let i = 0; i < waiting; i++) {
     let index = view.getUint16(avail + 4 + 2 * ((at + i) % size), true);
     for (let chain = 0; chain < 20 && index < size; chain++) {

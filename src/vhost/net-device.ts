@@ -59,6 +59,10 @@ const LARGE = 0x1_0000;
 /** Vring.flags: addresses are translated by the IOTLB. */
 const IOMMU = 0x2_0000;
 
+/** Buffers of a ring whose translations are asked for ahead: when one is missing, and when some were taken away. */
+const ALL = 256;
+const SOON = 32;
+
 /** The parts of a ring by Vring field: where the front-end names them, their bytes and alignment. */
 const SPLIT_PARTS = [
   ['desc', 'descUser', split.descLength, split.DESC_ALIGN, 'descriptor table'],
@@ -479,6 +483,9 @@ export class NetDevice implements VhostUserDevice {
     }
     await this.#workers.quiesce();
     for (const q of this.queues) this.#retry(q);
+    if (type === iotlb.UPDATE) return;
+    // A guest that takes all back at once has its next buffers asked for before a frame comes.
+    for (const q of this.queues) if (q.placed && isRunning(q)) this.#askAhead(q, SOON);
   }
 
   /** Lets a ring go on that waits, if what it waits for is there now; else asks for it. */
@@ -506,9 +513,14 @@ export class NetDevice implements VhostUserDevice {
       return;
     }
     this.#misses.ask(address, needed);
+    this.#askAhead(q, ALL);
+  }
+
+  /** Asks for the translations of the next buffers of a ring, so many at most. */
+  #askAhead({ vring }: Queue, most: number): void {
     const view = new DataView(this.#arena.memory.buffer);
-    for (const buffer of buffersAhead(view, vring, this.packed)) {
-      if (this.#iotlb.access(buffer.address) === undefined) this.#misses.ask(buffer.address, buffer.access);
+    for (const buffer of buffersAhead(view, vring, this.packed, most)) {
+      if (this.#iotlb!.access(buffer.address) === undefined) this.#misses.ask(buffer.address, buffer.access);
     }
   }
 
