@@ -370,9 +370,9 @@ export class NetDevice implements VhostUserDevice {
       q.placed = false;
       q.launched = false;
       q.vring.set('inflight', 0);
+      q.vring.set('size', setup.size);
       if (!this.#iotlb) {
         this.#place(q, setup);
-        q.vring.set('size', setup.size);
         this.#setPlace(q, setup);
         this.#inflight?.start(index, q.vring, this.packed);
       }
