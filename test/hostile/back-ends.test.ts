@@ -49,11 +49,17 @@ after(async () => {
   rmSync(directory, { recursive: true });
 });
 
+/** The status that the driver has set last, as eight bytes. */
+let status: Uint8Array = m.encodeU64(0n);
+
 function honest(end: RawEnd, { request, flags, payload }: Request): void {
+  if (request === R.SET_STATUS) status = payload;
   const answers: Record<number, () => Uint8Array> = {
     [R.GET_FEATURES]: () => m.encodeU64(FEATURES),
     [R.GET_PROTOCOL_FEATURES]: () => m.encodeU64(PROTOCOL),
     [R.GET_QUEUE_NUM]: () => m.encodeU64(1n),
+    [R.GET_STATUS]: () => status,
+    [R.GET_CONFIG]: () => payload,
     [R.GET_VRING_BASE]: () => m.encodeVringState({ index: m.decodeVringState(payload).index, num: 0 }),
   };
   const answer = answers[request]?.() ?? (flags & m.FLAG_NEED_REPLY ? m.encodeU64(0n) : undefined);
