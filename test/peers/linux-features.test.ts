@@ -1,7 +1,7 @@
 /**
  * Three unlike Linux guests on one switch, with all that their kernel's virtio_net driver can do:
  * `packed` has packed rings, two queue pairs and every offload; `plain` is a legacy device (10-byte header, buffers
- * that aren't merged) without any offload; `split` has split rings, every offload, and no event index.
+ * that aren't merged) without any offload; `split` has split rings, every offload, and no event index at first.
  */
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
@@ -189,6 +189,30 @@ describe('unlike Linux guests', { skip: skipWithout('qemu', 'guestKernel') }, ()
     }
   });
 
+  test('queues are enabled and disabled while it runs', async () => {
+    const guest = guests.packed;
+    const enabled = () => port('packed').queues.filter((queue) => queue.enabled).length;
+    const taken = (index: number) =>
+      port('packed').queues.find((queue) => queue.index === index)?.packets ?? 0;
+    for (const name of ['packed', 'split'] as const) await guests[name].ok('nuttcp -S -P 5100');
+    // Eight connections at once, one way and the other.
+    const load = async () => {
+      await guests.packed.ok(`nuttcp -t -P 5100 -N 8 -n 4m ${ipv4('split')}`);
+      await guests.split.ok(`nuttcp -t -P 5100 -N 8 -n 4m ${ipv4('packed')}`);
+    };
+    await reaches('packed', 'split');
+    for (const pairs of [1, 2, 1, 2]) {
+      await guest.ok(`ethtool -L eth0 combined ${pairs}`);
+      await until(`${pairs} queue pairs`, 20_000, () => enabled() === 2 * pairs);
+      const [toGuest, fromGuest] = [taken(2), taken(3)];
+      await load();
+      if (pairs === 2) assert.ok(taken(2) > toGuest && taken(3) > fromGuest, 'the second pair is used');
+      else assert.equal(taken(2) + taken(3), toGuest + fromGuest, 'the second pair rests');
+    }
+    await transfer('split', 'packed', 4);
+    for (const name of ['packed', 'split'] as const) await guests[name].ok('killall nuttcp');
+  });
+
   test('the driver is unbound and bound ten times', async () => {
     const driver = '/sys/bus/virtio/drivers/virtio_net';
     for (const name of ['packed', 'plain'] as const) {
@@ -213,6 +237,31 @@ describe('unlike Linux guests', { skip: skipWithout('qemu', 'guestKernel') }, ()
     for (const offload of TCP_OFFLOADS) assert.ok((await guests.packed.offloads()).has(offload), offload);
     const { given } = await transfer('packed', 'split', 4);
     assert.ok(given > 2 * FRAME, `${given} bytes a frame`);
+  });
+
+  test('with the event index the switch sends fewer interrupts', async () => {
+    // Frames of 1.5 kB, many to a burst. Without the index a guest switches interrupts off only once it has seen
+    // the first, and until then gets more; with it the switch sends one and waits for the guest to move the index.
+    await guests.packed.ok('ethtool -K eth0 tso off gso off');
+    const sent = () => port('split').queues[0]?.notifications ?? 0;
+    const count = async () => {
+      await reaches('split', 'packed');
+      const [interrupts, notifications] = [await guests.split.interrupts(), sent()];
+      await transfer('packed', 'split', 32);
+      return {
+        interrupts: (await guests.split.interrupts()) - interrupts,
+        notifications: sent() - notifications,
+      };
+    };
+    const without = await count();
+    await guests.split.kill();
+    await guests.split.powerOn({ device: 'event_idx=on' });
+    await configure('split');
+    const withIndex = await count();
+    assert.ok(acknowledged('split').has('VIRTIO_F_EVENT_IDX'));
+    const words = `without ${JSON.stringify(without)}, with ${JSON.stringify(withIndex)}`;
+    assert.ok(without.interrupts > 0 && withIndex.interrupts > 0, words);
+    assert.ok(withIndex.notifications < without.notifications, words);
   });
 
   test('no queue broke, and no connection ended for a fault', () => {
