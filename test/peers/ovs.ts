@@ -142,9 +142,11 @@ export class Ovs {
     this.#children.push(child);
     await until(`answer from ${name}`, timeout, async () => {
       if (!child.running) throw new Error(`${name} ended\n${child.tail()}`);
-      if (!existsSync(control)) return false;
-      await execute('ovs-appctl', ['-t', control, 'version']);
-      return true;
+      // The socket is there a moment before somebody listens on it.
+      return execute('ovs-appctl', ['-t', control, 'version']).then(
+        () => true,
+        () => false,
+      );
     });
   }
 }
