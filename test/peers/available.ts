@@ -4,18 +4,37 @@
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { recipe } from './guest-recipe.ts';
+import { DEVICES_GUEST, GUEST, type Recipe, recipeHash } from './guest-recipe.ts';
 
-export type Peer = 'hugepages' | 'dpdk' | 'ovs' | 'qemu' | 'guestKernel' | 'libvirtSchema';
+export type Peer = 'hugepages' | 'dpdk' | 'ovs' | 'qemu' | 'guestKernel' | 'kernelDevices' | 'libvirtSchema';
 
 /** The repository's root, from dist/test/peers. */
 export const root = fileURLToPath(new URL('../../..', import.meta.url));
 /** What setup.ts fetched and built. */
 export const cache = join(root, '.peers');
-/** The image of the Linux guest that guest-recipe.ts describes. */
-export const guestFolder = join(cache, `guest-${recipe}`);
-export const guestKernel = join(guestFolder, 'vmlinuz');
-export const guestInitramfs = join(guestFolder, 'initramfs.gz');
+
+/** A Linux guest that guest-image.ts built, or will build, from its recipe. */
+export class GuestImage {
+  readonly recipe: Recipe;
+  readonly folder: string;
+  readonly kernel: string;
+  readonly initramfs: string;
+
+  constructor(recipe: Recipe) {
+    this.recipe = recipe;
+    this.folder = join(cache, `guest-${recipeHash(recipe)}`);
+    this.kernel = join(this.folder, 'vmlinuz');
+    this.initramfs = join(this.folder, 'initramfs.gz');
+  }
+
+  /** True when the image is there and is what the recipe says. */
+  get built(): boolean {
+    return existsSync(this.kernel) && existsSync(this.initramfs);
+  }
+}
+
+export const guestImage = new GuestImage(GUEST);
+export const devicesImage = new GuestImage(DEVICES_GUEST);
 /** What libvirt checks domains against, by libvirt-schema.ts. */
 export const libvirtSchema = join(cache, 'libvirt-schemas/domain.rng');
 export const ovsVswitchd = '/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk';
@@ -66,8 +85,12 @@ export function peers(): Record<Peer, true | string> {
     ovs: ovs === true ? pages : ovs,
     qemu: need(which(qemuProgram), `${qemuProgram} is not installed: package qemu-system-x86`),
     guestKernel: need(
-      existsSync(guestKernel) && existsSync(guestInitramfs),
+      guestImage.built,
       'the guest kernel is not there: run "node dist/test/peers/setup.js" where apt-get can download',
+    ),
+    kernelDevices: need(
+      devicesImage.built,
+      'the guest kernel with vhost-net, vDPA and VDUSE is not there: run "node dist/test/peers/setup.js" where apt-get can download from Debian',
     ),
     libvirtSchema: need(
       existsSync(libvirtSchema) && which('xmllint'),

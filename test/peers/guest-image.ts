@@ -1,5 +1,5 @@
 /**
- * Builds the Linux guest: Debian's own kernel, and an initramfs of busybox, a few programs, the kernel modules and an
+ * Builds a Linux guest: Debian's own kernel, and an initramfs of busybox, a few programs, the kernel modules and an
  * init that obeys a serial console (guest-recipe.ts). Nothing is installed and no root is needed: packages are
  * downloaded and unpacked.
  */
@@ -17,22 +17,19 @@ import {
 } from 'node:fs';
 import { basename, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
-import { cache, guestFolder, guestInitramfs, guestKernel } from './available.ts';
-import { INIT, LIBRARIES, MODULES, PROGRAMS } from './guest-recipe.ts';
-import { unpack } from './packages.ts';
-
-/** True when the image is there and is what the recipe says. */
-export function imageIsCurrent(): boolean {
-  return [guestKernel, guestInitramfs].every(existsSync);
-}
+import { cache, type GuestImage } from './available.ts';
+import type { Recipe } from './guest-recipe.ts';
+import { openSuite, unpack } from './packages.ts';
 
 /** Downloads the packages and builds the image. Throws with apt's own words when it can't. */
-export function buildImage(): void {
+export function buildImage(target: GuestImage): void {
+  const { suite, modules, programs, libraries, init } = target.recipe;
   mkdirSync(cache, { recursive: true });
   const work = mkdtempSync(join(cache, 'build-'));
   try {
-    const programs = PROGRAMS.map(([name]) => name);
-    unpack([...kernelPackages(), 'busybox-static', ...programs, ...LIBRARIES], work);
+    const options = suite === undefined ? [] : openSuite(suite, work);
+    const packages = programs.map(([name, , from = name]) => from);
+    unpack([...kernelPackages(options), 'busybox-static', ...packages, ...libraries], work, options);
     const kernel = readdirSync(join(work, 'boot')).find((name) => name.startsWith('vmlinuz-'));
     if (kernel === undefined) throw new Error('the kernel package has no boot/vmlinuz-*');
     const tree = join(work, 'initramfs');
@@ -41,9 +38,9 @@ export function buildImage(): void {
     }
     const busybox = find(work, 'bin/busybox');
     copyFileSync(busybox, join(tree, 'bin/busybox'));
-    copyPrograms(work, tree);
-    writeFileSync(join(tree, 'init'), INIT, { mode: 0o755 });
-    const order = modules(work, busybox, join(tree, 'modules'));
+    copyPrograms(work, tree, programs);
+    writeFileSync(join(tree, 'init'), init, { mode: 0o755 });
+    const order = copyModules(work, busybox, modules, join(tree, 'modules'));
     writeFileSync(join(tree, 'modules/order'), order.join('\n'));
 
     const files = execFileSync('find', ['.'], { cwd: tree });
@@ -55,12 +52,12 @@ export function buildImage(): void {
     });
     const image = join(work, 'image');
     mkdirSync(image);
-    copyFileSync(join(work, 'boot', kernel), join(image, basename(guestKernel)));
-    writeFileSync(join(image, basename(guestInitramfs)), gzipSync(archive));
+    copyFileSync(join(work, 'boot', kernel), join(image, basename(target.kernel)));
+    writeFileSync(join(image, basename(target.initramfs)), gzipSync(archive));
     // Another tree with the same recipe may have been quicker.
-    if (imageIsCurrent()) return;
-    rmSync(guestFolder, { recursive: true, force: true });
-    renameSync(image, guestFolder);
+    if (target.built) return;
+    rmSync(target.folder, { recursive: true, force: true });
+    renameSync(image, target.folder);
   } finally {
     rmSync(work, { recursive: true, force: true });
   }
@@ -74,12 +71,12 @@ function find(work: string, path: string): string {
 }
 
 /** Copies the programs and what their loader says that they need: the guest's own loader looks into /lib. */
-function copyPrograms(work: string, tree: string): void {
+function copyPrograms(work: string, tree: string, programs: Recipe['programs']): void {
   const LOADER = 'ld-linux-x86-64.so.2';
   const loader = join(find(work, 'lib/x86_64-linux-gnu'), LOADER);
   const folders = ['lib', 'usr/lib'].map((folder) => join(work, folder, 'x86_64-linux-gnu'));
   copyFileSync(loader, join(tree, 'lib64', LOADER));
-  for (const [name, path] of PROGRAMS) {
+  for (const [name, path] of programs) {
     const program = find(work, path);
     copyFileSync(program, join(tree, 'bin', name));
     const list = execFileSync(loader, ['--library-path', folders.join(':'), '--list', program]).toString();
@@ -91,10 +88,10 @@ function copyPrograms(work: string, tree: string): void {
   }
 }
 
-/** What Debian's (or Ubuntu's) newest kernel is called today. */
-function kernelPackages(): string[] {
+/** What Debian's (or Ubuntu's) newest kernel is called today; `options` are apt's. */
+function kernelPackages(options: string[]): string[] {
   for (const meta of ['linux-image-amd64', 'linux-image-virtual']) {
-    const text = execFileSync('apt-cache', ['depends', '--important', meta], {
+    const text = execFileSync('apt-cache', [...options, 'depends', '--important', meta], {
       stdio: ['ignore', 'pipe', 'ignore'],
     });
     const names = [...text.toString().matchAll(/Depends: (linux-(?:image|modules)-\d\S+)/g)];
@@ -104,7 +101,7 @@ function kernelPackages(): string[] {
 }
 
 /** Copies the modules and what they depend on to `target`; returns their file names in the order of loading. */
-function modules(work: string, busybox: string, target: string): string[] {
+function copyModules(work: string, busybox: string, names: string[], target: string): string[] {
   const library = ['lib/modules', 'usr/lib/modules'].map((path) => join(work, path)).find(existsSync);
   const files = new Map<string, string>();
   for (const path of library === undefined ? [] : (readdirSync(library, { recursive: true }) as string[])) {
@@ -124,7 +121,7 @@ function modules(work: string, busybox: string, target: string): string[] {
     writeFileSync(join(target, basename(file)), content);
     order.push(file);
   };
-  MODULES.forEach(add);
+  names.forEach(add);
   return order;
 }
 

@@ -1,6 +1,7 @@
 /**
- * What the Linux guest is made of. The image lies in a folder named by the hash of this, so that trees with different
- * recipes can share the cache.
+ * What the Linux guests are made of: the one that is a peer of ports, of this machine's own release, and the one whose
+ * newer kernel has the character devices of vhost and VDUSE. An image lies in a folder named by the hash of its recipe,
+ * so that trees with different recipes can share the cache.
  *
  * The second serial port is the guest's shell. A request is a line: a number, a blank, a command in base64. The
  * answer is what the command printed, then the byte 0x1e, the number, a blank, the exit status and a newline; number
@@ -8,20 +9,26 @@
  */
 import { createHash } from 'node:crypto';
 
-/** Loaded by init in this order, with what they depend on, where the kernel doesn't have them built in. */
-export const MODULES = ['virtio_pci', 'virtio_net', '8021q'];
+export interface Recipe {
+  /** A release of Debian; undefined: this machine's own. */
+  suite?: string;
+  /** Loaded by init in this order, with what they depend on, where the kernel doesn't have them built in. */
+  modules: string[];
+  /** Programs beside busybox: the name of each, the path in its package, and the package where it has another name. */
+  programs: [name: string, path: string, from?: string][];
+  /** Packages of the shared libraries of those. */
+  libraries: string[];
+  init: string;
+}
 
-/** Programs beside busybox: Debian's package of each, and the path in it. */
-export const PROGRAMS: [name: string, path: string][] = [
+const PROGRAMS: Recipe['programs'] = [
   ['ethtool', 'sbin/ethtool'],
   // Loads TCP with large writes and, unlike its better known kin, needs nothing but the C library.
   ['nuttcp', 'usr/bin/nuttcp'],
 ];
 
-/** Where the shared libraries of those are. */
-export const LIBRARIES = ['libc6', 'libmnl0'];
-
-export const INIT = `#!/bin/busybox sh
+/** `more` comes before the shell. */
+const init = (more: string) => `#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /sbin /usr/bin /usr/sbin
 /bin/busybox --install -s
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/tmp
@@ -31,7 +38,7 @@ mount -t devtmpfs devtmpfs /dev 2>/dev/null
 mount -t tmpfs tmpfs /tmp
 for module in $(cat /modules/order); do insmod /modules/$module; done
 ip link set lo up
-cat > /shell <<'END'
+${more}cat > /shell <<'END'
 exec < /dev/ttyS1 > /dev/ttyS1 2>&1
 stty raw -echo isig
 trap : INT
@@ -44,7 +51,36 @@ END
 while :; do setsid sh /shell; done
 `;
 
-export const recipe = createHash('sha256')
-  .update(JSON.stringify([MODULES, PROGRAMS, LIBRARIES, INIT]))
-  .digest('hex')
-  .slice(0, 12);
+export const GUEST: Recipe = {
+  modules: ['virtio_pci', 'virtio_net', '8021q'],
+  programs: PROGRAMS,
+  libraries: ['libc6', 'libmnl0'],
+  init: init(''),
+};
+
+/**
+ * In this one /host is the host's tree of files, seen through a layer in the guest's memory that takes what is written:
+ * `chroot /host` runs the host's programs, Node among them, on the guest's kernel.
+ */
+export const DEVICES_GUEST: Recipe = {
+  suite: 'trixie',
+  modules: [
+    ...['virtio_pci', 'virtio_net', '9pnet_virtio', '9p', 'overlay'],
+    ...['tun', 'vhost_net', 'vdpa', 'vduse', 'vhost_vdpa', 'virtio_vdpa'],
+  ],
+  programs: [...PROGRAMS, ['vdpa', 'sbin/vdpa', 'iproute2']],
+  libraries: ['libc6', 'libmnl0', 'libcap2'],
+  init: init(`mkdir -p /files /layer /host
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=loose,ro host /files
+mount -t tmpfs tmpfs /layer
+mkdir /layer/upper /layer/work
+mount -t overlay -o lowerdir=/files,upperdir=/layer/upper,workdir=/layer/work overlay /host
+for folder in dev proc sys; do mount -o bind /$folder /host/$folder; done
+`),
+};
+
+/** Tells recipes apart. */
+export function recipeHash({ suite, modules, programs, libraries, init }: Recipe): string {
+  const parts = [modules, programs, libraries, init, ...(suite === undefined ? [] : [suite])];
+  return createHash('sha256').update(JSON.stringify(parts)).digest('hex').slice(0, 12);
+}

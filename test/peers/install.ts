@@ -4,8 +4,8 @@
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { libvirtSchema, type Peer, peers, which } from './available.ts';
-import { buildImage, imageIsCurrent } from './guest-image.ts';
+import { devicesImage, guestImage, libvirtSchema, type Peer, peers, which } from './available.ts';
+import { buildImage } from './guest-image.ts';
 import { fetchSchema } from './libvirt-schema.ts';
 import { accelerator } from './qemu.ts';
 
@@ -16,6 +16,7 @@ const PACKAGES: Record<Peer, string[]> = {
   ovs: ['openvswitch-switch-dpdk'],
   qemu: ['qemu-system-x86'],
   guestKernel: [],
+  kernelDevices: [],
   libvirtSchema: ['libxml2-utils'],
 };
 
@@ -33,7 +34,9 @@ export function install(wanted: Peer[], say: (line: string) => void): void {
   const missing = wanted.filter((peer) => peers()[peer] !== true);
   const packages = missing.flatMap((peer) => PACKAGES[peer]);
   const schema = wanted.includes('libvirtSchema') && !existsSync(libvirtSchema);
-  const image = wanted.includes('guestKernel') && process.arch === 'x64' && !imageIsCurrent();
+  const x64 = process.arch === 'x64';
+  const image = wanted.includes('guestKernel') && x64 && !guestImage.built;
+  const devices = wanted.includes('kernelDevices') && x64 && !devicesImage.built;
   if (isRoot && apt && (packages.length > 0 || image || schema)) {
     attempt(say, 'apt-get update', () => run('apt-get', ['update', '-q']));
     if (packages.length > 0) {
@@ -51,7 +54,10 @@ export function install(wanted: Peer[], say: (line: string) => void): void {
       );
     }
   }
-  if (apt && image) attempt(say, 'downloading the guest kernel and building its initramfs', buildImage);
+  if (apt && image)
+    attempt(say, 'downloading the guest kernel and building its initramfs', () => buildImage(guestImage));
+  if (apt && devices)
+    attempt(say, 'downloading the kernel with vhost-net, vDPA and VDUSE', () => buildImage(devicesImage));
   if (apt && schema) attempt(say, "downloading libvirt's schema", fetchSchema);
   const found = peers();
   if (found.qemu === true && found.guestKernel === true && wanted.includes('qemu')) accelerator();

@@ -7,12 +7,14 @@ import { once } from 'node:events';
 import { accessSync, constants, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
-import { cache, guestInitramfs, guestKernel, qemuProgram } from './available.ts';
+import { cache, type GuestImage, guestImage, qemuProgram } from './available.ts';
 import { Child, scratch, until } from './process.ts';
 
 export interface GuestOptions {
-  /** The vhost-user socket. */
-  path: string;
+  /** The vhost-user socket; undefined: the guest has no card. */
+  path?: string;
+  /** What it boots; default: the image of this machine's own release. */
+  image?: GuestImage;
   /** QEMU's side of it: `client` (default) dials and dials again each second, `server` listens. */
   role?: 'client' | 'server';
   mac?: string;
@@ -30,8 +32,9 @@ export interface GuestOptions {
   kernel?: string;
   /** More options of QEMU; they come before the network card, as `-device intel-iommu` must. */
   options?: string[];
-  /** Virtual CPUs. */
+  /** Virtual CPUs, and the model that is emulated; default `qemu64`. */
   cpus?: number;
+  cpu?: string;
   accelerator?: 'kvm' | 'tcg';
   /** More options of QEMU, after all others. */
   arguments?: string[];
@@ -53,7 +56,7 @@ export class LinuxGuest {
   readonly #directory = scratch('guest');
   readonly #server: Server;
   /** The vhost-user socket, another one after a migration. */
-  #path: string;
+  #path: string | undefined;
   /** How many QEMUs it had: each has a monitor of its own. */
   #generation = 0;
   #qemu: Child | undefined;
@@ -262,7 +265,7 @@ export class LinuxGuest {
   #arguments(): string[] {
     const path = this.#path;
     const { role, mac, queues, device, cpus = 1 } = this.#options;
-    const { backend, machine, kernel, options = [] } = this.#options;
+    const { backend, machine, kernel, options = [], image = guestImage } = this.#options;
     const memory = [this.#options.memory ?? 256].flat();
     const accel = this.#options.accelerator ?? accelerator();
     const version = qemuVersion();
@@ -283,7 +286,14 @@ export class LinuxGuest {
     return [
       ...['-nodefaults', '-no-user-config', '-display', 'none', '-monitor', 'none'],
       ...['-machine', list('q35', memory.length > 1 ? undefined : 'memory-backend=ram', machine)],
-      ...['-accel', accel, '-smp', String(cpus), '-cpu', accel === 'kvm' ? 'host' : 'qemu64'],
+      ...[
+        '-accel',
+        accel,
+        '-smp',
+        String(cpus),
+        '-cpu',
+        accel === 'kvm' ? 'host' : (this.#options.cpu ?? 'qemu64'),
+      ],
       ...['-m', `${memory.reduce((sum, size) => sum + size)}M`],
       ...memory.flatMap((size, node) => [
         '-object',
@@ -291,7 +301,7 @@ export class LinuxGuest {
       ]),
       ...(memory.length > 1 ? memory : []).flatMap((_, node) => ['-numa', `node,memdev=ram${node || ''}`]),
       ...['-qmp', `unix:${this.#monitor},server=on,wait=off`],
-      ...['-kernel', guestKernel, '-initrd', guestInitramfs],
+      ...['-kernel', image.kernel, '-initrd', image.initramfs],
       ...['-append', `${KERNEL} ${kernel ?? ''}`],
       ...['-chardev', 'stdio,id=console,signal=off', '-serial', 'chardev:console'],
       ...[
@@ -301,9 +311,13 @@ export class LinuxGuest {
         'chardev:shell',
       ],
       ...options,
-      ...['-chardev', `socket,id=port,path=${path},${socket}`],
-      ...['-netdev', `vhost-user,id=net,chardev=port,queues=${queues ?? 1}`],
-      ...['-device', card],
+      ...(path === undefined
+        ? []
+        : [
+            ...['-chardev', `socket,id=port,path=${path},${socket}`],
+            ...['-netdev', `vhost-user,id=net,chardev=port,queues=${queues ?? 1}`],
+            ...['-device', card],
+          ]),
       ...(this.#options.arguments ?? []),
     ];
   }
@@ -431,7 +445,7 @@ function kvmBoots(): boolean {
       qemuProgram,
       [
         ...['-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot', '-machine', 'q35'],
-        ...['-accel', 'kvm', '-cpu', 'host', '-m', '128', '-kernel', guestKernel],
+        ...['-accel', 'kvm', '-cpu', 'host', '-m', '128', '-kernel', guestImage.kernel],
         ...['-append', 'quiet panic=-1 reboot=t'],
       ],
       { stdio: 'ignore', timeout: 8000, killSignal: 'SIGKILL' },
