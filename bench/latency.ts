@@ -6,7 +6,7 @@
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { setAffinity } from '../src/sys/index.ts';
-import { VirtioUser } from '../src/vhost/virtio-user.ts';
+import { VirtioUser } from '../src/virtio-user/device.ts';
 import { Vireo } from '../test/peers/vireo.ts';
 import { machine, percentile, table, writeSection } from './report.ts';
 

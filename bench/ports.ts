@@ -3,7 +3,7 @@
  * and quiet. The guests that are measured are DPDK's, the quiet ones our own virtio-user devices.
  */
 import { join } from 'node:path';
-import { VirtioUser } from '../src/vhost/virtio-user.ts';
+import { VirtioUser } from '../src/virtio-user/device.ts';
 import { skipWithout } from '../test/peers/available.ts';
 import { Vireo } from '../test/peers/vireo.ts';
 import { Distance } from './distance.ts';

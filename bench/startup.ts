@@ -3,7 +3,7 @@
  * listening; and from a front-end's connect to the arrival of its first frame at the other port's guest.
  */
 import { join } from 'node:path';
-import { VirtioUser } from '../src/vhost/virtio-user.ts';
+import { VirtioUser } from '../src/virtio-user/device.ts';
 import { Vireo } from '../test/peers/vireo.ts';
 import { machine, type Spread, showSpread, spread, writeSection } from './report.ts';
 

@@ -10,7 +10,7 @@
  * the device works and when the last frame has arrived. When the channel closes, the guest ends.
  */
 import { setImmediate as turn } from 'node:timers/promises';
-import { VirtioUser, type VirtioUserCounters } from '../src/vhost/virtio-user.ts';
+import { VirtioUser, type VirtioUserCounters } from '../src/virtio-user/device.ts';
 
 export type GuestCommand = 'start' | 'stop';
 

@@ -17,8 +17,9 @@ import {
   sharedPoller,
 } from '../../src/sys/index.ts';
 import * as m from '../../src/vhost/messages.ts';
-import { VirtioUser, type VirtioUserOptions } from '../../src/vhost/virtio-user.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
+import type { VirtioUserOptions } from '../../src/virtio-user/options.ts';
 import { RawEnd } from '../vhost/harness.ts';
 import { count } from './stage.ts';
 
@@ -187,7 +188,7 @@ test('a back-end that leaves a device that works', async () => {
 
 const SIZE = 256;
 const frame = new Uint8Array(60);
-// The ring to receive on lies at the start of the device's memory (src/vhost/virtio-user.ts).
+// The ring to receive on lies at the start of the device's memory (src/virtio-user/rings.ts).
 describe('a back-end that starts, and then lies in the rings', () => {
   const split: [string, RegExp, (write: (at: number, ...words: number[]) => void) => void][] = [
     ['moves used.idx by more than it has', /moved used.idx by 300, more than it was given/, (write) => write(2, 300)],

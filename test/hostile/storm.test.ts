@@ -1,7 +1,7 @@
 /** Hostile guests by the thousand, and at random, on a running switch beside a healthy pair. */
 import assert from 'node:assert/strict';
 import { after, before, type TestContext, test } from 'node:test';
-import { VirtioUser } from '../../src/vhost/virtio-user.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { Random } from '../support/random.ts';
 import { GUEST, RawGuest } from '../support/raw-guest.ts';

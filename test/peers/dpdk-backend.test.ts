@@ -2,8 +2,9 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
-import { DRIVER_FEATURES, VirtioUser, type VirtioUserOptions } from '../../src/vhost/virtio-user.ts';
 import { features } from '../../src/virtio/features.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
+import { DRIVER_FEATURES, type VirtioUserOptions } from '../../src/virtio-user/options.ts';
 import { mac as ethernetMac } from '../support/ethernet.ts';
 import { frameOf, layout, type Segment } from '../support/ip.ts';
 import { skipWithout } from './available.ts';

@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { createSwitch } from '../../src/index.ts';
-import { VirtioUser } from '../../src/vhost/virtio-user.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { skipWithout } from './available.ts';
 import { Testpmd, virtioUser } from './dpdk.ts';
 import { scratch, until } from './process.ts';

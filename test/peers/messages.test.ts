@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { describe, test } from 'node:test';
 import { createSwitch } from '../../src/index.ts';
-import { VirtioUser } from '../../src/vhost/virtio-user.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { skipWithout } from './available.ts';
 import { Testpmd, virtioUser } from './dpdk.ts';
 import { scratch, until } from './process.ts';

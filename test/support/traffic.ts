@@ -4,7 +4,8 @@
  */
 import assert from 'node:assert/strict';
 import { setImmediate as turn } from 'node:timers/promises';
-import { VirtioUser, type VirtioUserOptions } from '../../src/vhost/virtio-user.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
+import type { VirtioUserOptions } from '../../src/virtio-user/options.ts';
 import { BROADCAST, frame, mac } from './ethernet.ts';
 import { until } from './until.ts';
 

@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
-import { VirtioUser } from '../../src/vhost/virtio-user.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { root } from '../peers/available.ts';
 import { Child } from '../peers/process.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';

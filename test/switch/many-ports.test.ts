@@ -7,7 +7,7 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { createSwitch, type SwitchError } from '../../src/index.ts';
 import { openFds } from '../../src/sys/index.ts';
-import { VirtioUser } from '../../src/vhost/virtio-user.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { sockets } from '../support/sockets.ts';
 import { until } from '../support/until.ts';

@@ -1,0 +1,109 @@
+/** What a virtio-user device is opened with, what it asks of its back-end by that, and what it can't be made of. */
+import { features } from '../virtio/features.ts';
+
+/** Everything that the driver can make use of, but for packed rings, which are asked for. */
+export const DRIVER_FEATURES =
+  features.VIRTIO_F_VERSION_1 |
+  features.VIRTIO_F_ANY_LAYOUT |
+  features.VIRTIO_F_INDIRECT_DESC |
+  features.VIRTIO_F_EVENT_IDX |
+  features.VIRTIO_F_IN_ORDER |
+  features.VIRTIO_NET_F_MRG_RXBUF |
+  features.VIRTIO_NET_F_MAC |
+  features.VIRTIO_NET_F_MTU |
+  features.VIRTIO_NET_F_STATUS |
+  features.VIRTIO_NET_F_SPEED_DUPLEX |
+  features.VHOST_USER_F_PROTOCOL_FEATURES;
+
+/** What `offloads` asks for beside. */
+export const DRIVER_OFFLOADS =
+  features.VIRTIO_NET_F_CSUM |
+  features.VIRTIO_NET_F_HOST_TSO4 |
+  features.VIRTIO_NET_F_HOST_TSO6 |
+  features.VIRTIO_NET_F_HOST_ECN |
+  features.VIRTIO_NET_F_HOST_UFO |
+  features.VIRTIO_NET_F_HOST_USO |
+  features.VIRTIO_NET_F_GUEST_CSUM |
+  features.VIRTIO_NET_F_GUEST_TSO4 |
+  features.VIRTIO_NET_F_GUEST_TSO6 |
+  features.VIRTIO_NET_F_GUEST_ECN |
+  features.VIRTIO_NET_F_GUEST_UFO |
+  features.VIRTIO_NET_F_GUEST_USO4 |
+  features.VIRTIO_NET_F_GUEST_USO6;
+
+const MAX_QUEUES = 128;
+/** Bytes of the largest virtio-net header, and of the largest buffer that makes sense. */
+export const MAX_HEADER = 12;
+const MAX_BUFFER = 1 << 20;
+
+export interface VirtioUserOptions {
+  /** Path of the back-end's socket, or of ours with `role: 'server'`. */
+  path: string;
+  /** `client` (default) connects; `server` listens and waits for the back-end to connect. */
+  role?: 'client' | 'server';
+  /** Descriptors of each ring, 2 to 32768, of split rings a power of 2; default 256. */
+  queueSize?: number;
+  /** Queue pairs, 1 to 128; default 1. Rejects where the back-end has fewer. */
+  queues?: number;
+  /** Asks for packed rings (virtio 1.3, 2.8); default false. */
+  packed?: boolean;
+  /**
+   * Asks for checksum and segmentation offloads, both ways: frames may be sent, and then come, with work left undone
+   * (see `send` and `received`); default false.
+   */
+  offloads?: boolean;
+  /** Feature bits to ask for; default: all that the driver knows. */
+  features?: bigint;
+  /** Bytes of a buffer, at least 64; default 2048. Without mergeable buffers a larger frame doesn't arrive. */
+  bufferLength?: number;
+  /** Most bytes of a frame to send in one descriptor, more than the header; default: a whole buffer. */
+  segmentLength?: number;
+  /** Gives the virtio-net header of frames to send a descriptor of its own. */
+  headerAlone?: boolean;
+  /** Lets the back-end note which buffers it has in work, so that nothing is sent twice should it die; default false. */
+  inflight?: boolean;
+  /** Milliseconds to wait for the back-end, and for each of its answers; default 5000. */
+  timeout?: number;
+}
+
+/** The options with their defaults. */
+export type Settings = Required<Omit<VirtioUserOptions, 'features'>> & {
+  /** Feature bits that are asked for. */
+  wanted: bigint;
+};
+
+/** Fills in the defaults. Throws a RangeError for what no device can be made of. */
+export function settle(options: VirtioUserOptions): Settings {
+  const { queueSize = 256, queues = 1, packed = false, offloads = false, bufferLength = 2048 } = options;
+  const { segmentLength = bufferLength, features: asked = DRIVER_FEATURES } = options;
+  if (!Number.isInteger(packed ? queueSize : Math.log2(queueSize)) || queueSize < 2 || queueSize > 32768)
+    throw new RangeError(
+      `queueSize ${queueSize}: a ${packed ? 'number' : 'power of 2'} from 2 to 32768 expected`,
+    );
+  if (!Number.isInteger(bufferLength) || bufferLength < 64 || bufferLength > MAX_BUFFER)
+    throw new RangeError(`bufferLength ${bufferLength}: 64 to ${MAX_BUFFER} bytes expected`);
+  if (!Number.isInteger(segmentLength) || segmentLength <= MAX_HEADER)
+    throw new RangeError(
+      `segmentLength ${segmentLength}: more than the ${MAX_HEADER} bytes of the header expected`,
+    );
+  if (!Number.isInteger(queues) || queues < 1 || queues > MAX_QUEUES)
+    throw new RangeError(`queues ${queues}: 1 to ${MAX_QUEUES} expected`);
+  let wanted = asked;
+  if (packed) wanted |= features.VIRTIO_F_RING_PACKED;
+  if (offloads) wanted |= DRIVER_OFFLOADS;
+  if (queues > 1) wanted |= features.VIRTIO_NET_F_MQ;
+  return {
+    path: options.path,
+    role: options.role ?? 'client',
+    queueSize,
+    queues,
+    packed,
+    offloads,
+    wanted,
+    bufferLength,
+    segmentLength: Math.min(segmentLength, bufferLength),
+    headerAlone: options.headerAlone ?? false,
+    inflight: options.inflight ?? false,
+    timeout: options.timeout ?? 5000,
+  };
+}
