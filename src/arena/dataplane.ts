@@ -13,6 +13,7 @@ export interface DataplaneFunctions {
   learn(mac: bigint, port: number): void;
   lookup(mac: bigint): number;
   markStart(vring: number): void;
+  discardHeld(vring: number): void;
   flush(port: number, expired: number): number;
   flowHash(frame: number, length: number): number;
   prepareDriver(ring: number, receive: number): void;

@@ -56,7 +56,7 @@ const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
   'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound',
   'log', 'logUsed', 'logUsedAddress', 'inflight', 'inflightTaken', 'inflightCounter', 'cacheArena',
-  'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'missAccess', 'missAddress', 'packets', 'bytes', 'notifications', 'drops',
+  'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'missAccess', 'missAddress', 'held', 'asking', 'packets', 'bytes', 'notifications', 'drops',
   'sizes', 'multicasts', 'broadcasts',
 ] as const; // biome-ignore format: a table
 

@@ -10,7 +10,8 @@
  * from guest memory again. The format is looked up once a burst.
  */
 import { beginWalks } from './chain';
-import { drop, DROP_NO_GUEST, DROP_RING_FULL, header, LOOKED_UP, PACKED, RUNNING, Vring, WAITING } from './layout';
+import { beginResend, discardHeld, endResend, holds, leave } from './held';
+import { drop, DROP_NO_GUEST, header, LOOKED_UP, PACKED, RUNNING, Vring, WAITING } from './layout';
 import { acquire, release } from './lock';
 import * as packed from './packed-device';
 import * as split from './split-device';
@@ -19,7 +20,13 @@ import { beginBurst } from './windows';
 /** Takes frames from the ring into this worker's burst; returns how many. */
 export function receive(vring: Vring): u32 {
   beginWalks();
-  if (vring.flags & LOOKED_UP) beginBurst(vring);
+  if (vring.flags & LOOKED_UP) {
+    if (vring.writes) {
+      resend(vring);
+      return 0;
+    }
+    beginBurst(vring);
+  }
   return vring.flags & PACKED ? packed.receive(vring) : split.receive(vring);
 }
 
@@ -39,23 +46,43 @@ export function transmit(vring: Vring, count: u32, every: bool): void {
   beginWalks();
   if (shared) acquire(lock);
   // Under the lock: another worker may just have broken it, and the drops are counted by all of them.
-  if (vring.state != RUNNING || !vring.enabled) {
-    drop(vring, vring.state == WAITING ? DROP_RING_FULL : DROP_NO_GUEST, count);
-  } else {
-    if (vring.flags & LOOKED_UP) beginBurst(vring);
-    if (vring.flags & PACKED) packed.fill(vring, count, every);
-    else split.fill(vring, count, every);
+  if (vring.enabled && (vring.state == WAITING || holds(vring))) leave(vring, 0, count, every);
+  else if (vring.enabled && vring.state == RUNNING) fill(vring, count, every);
+  else drop(vring, DROP_NO_GUEST, count);
+  if (shared) release(lock);
+}
+
+@inline
+function fill(vring: Vring, count: u32, every: bool): void {
+  if (vring.flags & LOOKED_UP) beginBurst(vring);
+  if (vring.flags & PACKED) packed.fill(vring, count, every);
+  else split.fill(vring, count, every);
+}
+
+/** Writes frames that waited for a translation, as many as a burst has, to a ring that runs. */
+function resend(vring: Vring): void {
+  const shared = header().workerCount > 1;
+  const lock = changetype<usize>(vring) + offsetof<Vring>('lock');
+  if (shared) acquire(lock);
+  if (!vring.enabled) {
+    discardHeld(vring);
+  } else if (vring.state == RUNNING && holds(vring)) {
+    const count = beginResend(vring);
+    fill(vring, count, false);
+    endResend(vring, count);
   }
   if (shared) release(lock);
 }
 
-/** Asks the guest to kick from now on; true when frames came meanwhile. */
+/** Asks the guest to kick from now on; true when frames came meanwhile, or wait for a ring that is written to. */
 export function arm(vring: Vring): bool {
+  if (vring.writes) return holds(vring);
   return vring.flags & PACKED ? packed.arm(vring) : split.arm(vring);
 }
 
 /** Tells the guest that no kick is needed. */
 export function disarm(vring: Vring): void {
+  if (vring.writes) return;
   if (vring.flags & PACKED) packed.disarm(vring);
   else split.disarm(vring);
 }

@@ -1,5 +1,5 @@
 /** Why a ring is broken: what the guest did that the specification forbids. TypeScript has a sentence for each. */
-import { BROKEN, drop, DROP_BROKEN, DROP_RING_FULL, IOMMU, Vring, WAITING } from './layout';
+import { BROKEN, IOMMU, Vring, WAITING } from './layout';
 import { worker } from './scratch';
 
 /** avail.idx moved by more than the ring holds. */
@@ -55,9 +55,4 @@ export function fail(vring: Vring, error: u32, value: u64): void {
   vring.errorValue = value;
   vring.state = BROKEN;
   worker().brokenCount += 1;
-}
-
-/** Counts frames for a ring that has just failed: what waits for a translation is as good as full. */
-export function dropFailed(vring: Vring, count: u64): void {
-  drop(vring, vring.state == WAITING ? DROP_RING_FULL : DROP_BROKEN, count);
 }

@@ -6,6 +6,7 @@ import { Entry, ENTRY_STRIDE as ENTRY_BYTES, FDB_SLOTS as SLOTS } from './fdb';
 export { armAll, disarmAll, poll, sleep, start, wake } from './poll';
 export { flush, learn, lookup } from './fdb';
 export { flowHash } from './flow';
+export { discardHeld } from './held';
 export { markStart } from './log';
 export {
   armDriver, disarmDriver, drainFrames, floodFrames, prepareDriver, publishDriver, receiveFrame, reclaim, sendFrame,
@@ -29,6 +30,7 @@ export const PORT_STRIDE: usize = L.PORT_STRIDE;
 export const VRING_STRIDE: usize = L.VRING_STRIDE;
 export const REGION_STRIDE: usize = L.REGION_STRIDE;
 export const LOG_STRIDE: usize = L.LOG_STRIDE;
+export const HELD_LENGTH: usize = offsetof<L.Held>() + L.HELD_ROOM;
 export const WINDOW_STRIDE: usize = L.WINDOW_STRIDE;
 export const CHUNK: u32 = <u32>L.CHUNK;
 export const WAYS: u32 = L.WAYS;
@@ -126,6 +128,8 @@ export const Vring_windowMask: usize = offsetof<L.Vring>('windowMask');
 export const Vring_windowClock: usize = offsetof<L.Vring>('windowClock');
 export const Vring_missAccess: usize = offsetof<L.Vring>('missAccess');
 export const Vring_missAddress: usize = offsetof<L.Vring>('missAddress');
+export const Vring_held: usize = offsetof<L.Vring>('held');
+export const Vring_asking: usize = offsetof<L.Vring>('asking');
 export const Vring_writes: usize = offsetof<L.Vring>('writes');
 export const Vring_packets: usize = offsetof<L.Vring>('packets');
 export const Vring_bytes: usize = offsetof<L.Vring>('bytes');

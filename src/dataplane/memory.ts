@@ -1,5 +1,6 @@
 /** Guest addresses to arena addresses, by the port's table of regions. */
 import { ACCESS_READ, ACCESS_WRITE, IOMMU, Port, portAt, Region, REGION_STRIDE, Vring } from './layout';
+import { worker } from './scratch';
 import { openWindow } from './windows';
 
 /** Bytes that are contiguous from the address translated last; set by translate(). 0: it is in no region. */
@@ -58,6 +59,24 @@ export function translateTable(vring: Vring, address: u64): usize {
 
 /** The same by the translations of an IOMMU. What is missing is noted for whoever asks for it. */
 function searchIotlb(vring: Vring, address: u64, access: u32): usize {
+  const entry = translation(vring, address, access);
+  if (changetype<usize>(entry) == 0) {
+    vring.missAddress = address;
+    vring.missAccess = access;
+    contiguous = 0;
+    return 0;
+  }
+  const offset = address - entry.base;
+  if (entry.arena == 0) return elsewhere(vring, entry, offset);
+  vring.cacheBase = entry.base;
+  vring.cacheSize = entry.size;
+  vring.cacheArena = entry.arena;
+  contiguous = entry.size - offset;
+  return entry.arena + <usize>offset;
+}
+
+/** The translation of an I/O address that allows this access; at 0: there is none. */
+function translation(vring: Vring, address: u64, access: u32): Region {
   const list = atomic.load<u64>(changetype<usize>(portAt(vring.port)) + offsetof<Port>('iotlb'));
   const entries = <usize>(list & 0xffff_ffff);
   let low: u32 = 0;
@@ -65,23 +84,21 @@ function searchIotlb(vring: Vring, address: u64, access: u32): usize {
   while (low < high) {
     const middle = (low + high) >>> 1;
     const entry = changetype<Region>(entries + <usize>middle * REGION_STRIDE);
-    const offset = address - entry.base;
-    if (offset < entry.size) {
-      if ((entry.access & access) != access) break;
-      if (entry.arena == 0) return elsewhere(vring, entry, offset);
-      vring.cacheBase = entry.base;
-      vring.cacheSize = entry.size;
-      vring.cacheArena = entry.arena;
-      contiguous = entry.size - offset;
-      return entry.arena + <usize>offset;
-    }
+    if (address - entry.base < entry.size) return (entry.access & access) == access ? entry : changetype<Region>(0);
     if (address < entry.base) high = middle;
     else low = middle + 1;
   }
-  vring.missAddress = address;
-  vring.missAccess = access;
-  contiguous = 0;
-  return 0;
+  return changetype<Region>(0);
+}
+
+/** How many buffers on a translation is looked for before it is needed. */
+export const AHEAD: u32 = 32;
+
+/** Tells the control plane, once until it has looked, if a buffer that will be needed has no translation. */
+export function foresee(vring: Vring, address: u64): void {
+  if (changetype<usize>(translation(vring, address, ACCESS_WRITE)) != 0) return;
+  vring.asking = 1;
+  worker().brokenCount += 1;
 }
 
 /** In a region that isn't in the arena as a whole: through a window, or not at all. */

@@ -10,14 +10,15 @@ import {
   append, BAD, clearPieces, countWalk, entryAddress, entryMeta, INDIRECT_TABLE, NEXT, pieceCount, readEntry, walkedEnough, WRITE,
 } from './chain';
 import {
-  E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, E_READABLE, E_WRITABLE, dropFailed, fail,
+  E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, E_READABLE, E_WRITABLE, fail,
 } from './errors';
+import { leave, leavePieces } from './held';
 import { donePacked, listPacked, takeBurst, takePacked } from './inflight';
 import { mark, markDescriptors, markPieces, markUsed } from './log';
-import { contiguous, translateTable } from './memory';
+import { AHEAD, contiguous, foresee, translateTable } from './memory';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import {
-  BURST, drop, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, INDIRECT, LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
+  BURST, drop, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, INDIRECT, IOMMU, LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
 import {
   frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
@@ -285,9 +286,10 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     const length = packet.length;
     const need = headerLength + length;
     if (refused != 0 && packet.offload & refused) {
-      const count = cut(packet, frame, accepts);
+      const parts = cut(packet, frame, accepts);
       let taken: i32 = 0;
-      for (let p: u32 = 0; p < count && taken != BAD; p++) {
+      let p: u32 = 0;
+      for (; p < parts && taken != BAD; p++) {
         piece(p);
         taken = scatter(vring, position, used, piecePacket(), pieceFrame());
         if (taken <= 0) continue;
@@ -300,7 +302,8 @@ export function fill(vring: Vring, count: u32, every: bool): void {
         recordPiece(vring, piecePacket(), pieceFrame());
       }
       if (taken == BAD) {
-        dropFailed(vring, count - i);
+        leavePieces(vring, p - 1, parts);
+        leave(vring, i + 1, count, every);
         break;
       }
       miss(packet, frame);
@@ -324,7 +327,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     } else {
       const taken = scatter(vring, position, used, packet, frame);
       if (taken == BAD) {
-        dropFailed(vring, count - i);
+        leave(vring, i, count, every);
         break;
       }
       regionBase = vring.cacheBase;
@@ -351,6 +354,19 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   vring.packets += done;
   vring.bytes += bytes;
   publish(vring, first, used, firstWord);
+  if (vring.flags & IOMMU && !vring.asking) lookAhead(vring);
+}
+
+/** Looks at one of the next buffers to receive into, or at the last of them. */
+function lookAhead(vring: Vring): void {
+  for (let ahead = min(AHEAD, vring.size) - 1; ; ahead >>= 1) {
+    const position = advance(vring, vring.lastAvail, ahead);
+    if (available(meta(vring, position), position)) {
+      foresee(vring, load<u64>(vring.desc + (<usize>(position & INDEX) << 4)));
+      return;
+    }
+    if (ahead == 0) return;
+  }
 }
 
 /** The used descriptor of the first buffer that scatter() filled. */

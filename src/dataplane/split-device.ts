@@ -4,13 +4,15 @@
  */
 import { call, passed } from './call';
 import { BAD, INDIRECT_TABLE, pieceCount, walk, walkedEnough, WRITE } from './chain';
-import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, dropFailed, fail } from './errors';
+import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
+import { leave, leavePieces } from './held';
 import { doneSplit, listSplit, takeSplit } from './inflight';
 import { mark, markEntries, markPieces, markUsed } from './log';
 import {
-  BURST, drop, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
+  BURST, drop, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, EVENT_IDX, IOMMU, LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
+import { AHEAD, foresee } from './memory';
 import {
   frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
   pieces, sinks, SNAPSHOT_STRIDE, worker,
@@ -181,7 +183,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     if (free > size || head >= size) {
       if (free > size) fail(vring, E_AVAIL_JUMP, free);
       else fail(vring, E_HEAD_RANGE, head);
-      dropFailed(vring, count - i);
+      leave(vring, i, count, every);
       break;
     }
     const which = every ? i : load<u32>(list + ((<usize>i) << 2));
@@ -190,9 +192,10 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     const length = packet.length;
     const need = headerLength + length;
     if (refused != 0 && packet.offload & refused) {
-      const count = cut(packet, frame, accepts);
+      const parts = cut(packet, frame, accepts);
       let taken: i32 = 0;
-      for (let p: u32 = 0; p < count && taken != BAD; p++) {
+      let p: u32 = 0;
+      for (; p < parts && taken != BAD; p++) {
         piece(p);
         free = min((availIdx(vring) - last) & 0xffff, size);
         taken = scatter(vring, last, index, free, piecePacket(), pieceFrame());
@@ -204,7 +207,8 @@ export function fill(vring: Vring, count: u32, every: bool): void {
         recordPiece(vring, piecePacket(), pieceFrame());
       }
       if (taken == BAD) {
-        dropFailed(vring, count - i);
+        leavePieces(vring, p - 1, parts);
+        leave(vring, i + 1, count, every);
         break;
       }
       miss(packet, frame);
@@ -233,7 +237,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     }
     const taken = scatter(vring, last, index, free, packet, frame);
     if (taken == BAD) {
-      dropFailed(vring, count - i);
+      leave(vring, i, count, every);
       break;
     }
     regionBase = vring.cacheBase;
@@ -256,6 +260,14 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   vring.bytes += bytes;
   publish(vring, index);
   if (vring.inflight != 0) doneSplit(vring, 0, vring.usedIdx);
+  if (vring.flags & IOMMU && !vring.asking) lookAhead(vring);
+}
+
+/** Looks at one of the next buffers to receive into. */
+function lookAhead(vring: Vring): void {
+  const free = min((availIdx(vring) - vring.lastAvail) & 0xffff, AHEAD);
+  const head = availRing(vring, vring.lastAvail + free - 1);
+  if (free > 0 && head < vring.size) foresee(vring, load<u64>(vring.desc + (<usize>head << 4)));
 }
 
 const WRITE_AND_TABLE: u64 = WRITE | INDIRECT_TABLE;

@@ -5,7 +5,14 @@
  * Whatever changes under a running ring is changed while it is paused: the ring's state is set, the workers pass
  * by (quiescence), and only then is something unmapped, closed or written.
  */
-import type { Arena, PortStruct, Range, Structures, VringStruct } from '../arena/index.ts';
+import {
+  type Arena,
+  ArenaFullError,
+  type PortStruct,
+  type Range,
+  type Structures,
+  type VringStruct,
+} from '../arena/index.ts';
 import { closeFd } from '../sys/index.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
 import { encodeNetConfig, type NetConfig } from '../virtio/net-config.ts';
@@ -59,9 +66,11 @@ const LARGE = 0x1_0000;
 /** Vring.flags: addresses are translated by the IOTLB. */
 const IOMMU = 0x2_0000;
 
-/** Buffers of a ring whose translations are asked for ahead: when one is missing, and when some were taken away. */
-const ALL = 256;
-const SOON = 32;
+/**
+ * Buffers of a ring whose translations are asked for together. A front-end answers one by one, and QEMU holds up
+ * its guest for that: more than are needed soon does harm.
+ */
+const TOGETHER = 64;
 
 /** The parts of a ring by Vring field: where the front-end names them, their bytes and alignment. */
 const SPLIT_PARTS = [
@@ -127,6 +136,8 @@ interface Queue {
   /** The sentence for Vring.error, once it was reported. */
   error: string | null;
   windows: Windows | null;
+  /** Room for frames that wait for a translation. */
+  held: Range | null;
   /** With an IOMMU: its parts have been found, and it has begun. */
   placed: boolean;
   launched: boolean;
@@ -150,6 +161,7 @@ export class NetDevice implements VhostUserDevice {
   readonly #flowCount: number;
   readonly #tables: Range[] = [];
   #acknowledged = 0n;
+  readonly #view: DataView;
   /** There while VIRTIO_F_ACCESS_PLATFORM is acknowledged. */
   #iotlb: Iotlb | null = null;
   readonly #misses = new Misses();
@@ -180,6 +192,7 @@ export class NetDevice implements VhostUserDevice {
     this.queuePairs = context.queuePairs;
     this.#config = this.#initialConfig();
     this.#arena = context.arena;
+    this.#view = new DataView(context.arena.memory.buffer);
     this.#structures = context.structures;
     this.#workers = context.workers;
     this.#events = context.events;
@@ -213,6 +226,7 @@ export class NetDevice implements VhostUserDevice {
           worker: null,
           error: null,
           windows: null,
+          held: null,
           placed: false,
           launched: false,
         });
@@ -376,8 +390,11 @@ export class NetDevice implements VhostUserDevice {
         this.#setPlace(q, setup);
         this.#inflight?.start(index, q.vring, this.packed);
       }
-      // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it.
-      if (index % 2 === 1) q.worker = this.#workers.place(this.#polling, this.#slot + (index >>> 1));
+      if (this.#iotlb && index % 2 === 0) this.#letHold(q);
+      // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it. But
+      // frames that waited for a translation are written by the worker that polls the ring.
+      if (index % 2 === 1 || this.#iotlb)
+        q.worker = this.#workers.place(this.#polling, this.#slot + (index >>> 1));
     } catch (error) {
       this.#forgetTranslation(this.#queue(index));
       closeDescriptors(setup);
@@ -454,6 +471,18 @@ export class NetDevice implements VhostUserDevice {
     if (!q.launched) this.#launch(q);
     q.vring.set('state', RUNNING);
     this.#wake(q);
+    // A guest that takes all back at once has its next buffers asked for before a frame comes.
+    if (this.#iotlb) this.#askAhead(q);
+  }
+
+  /** Gives a ring room for frames that wait for a translation; without it they are dropped. */
+  #letHold(q: Queue): void {
+    try {
+      q.held ??= this.#arena.reserve(this.#structures.constant('HELD_LENGTH'));
+    } catch (error) {
+      if (!(error instanceof ArenaFullError)) throw error;
+    }
+    q.vring.set('held', q.held?.start ?? 0);
   }
 
   #useIotlb(used: boolean): void {
@@ -484,8 +513,7 @@ export class NetDevice implements VhostUserDevice {
     await this.#workers.quiesce();
     for (const q of this.queues) this.#retry(q);
     if (type === iotlb.UPDATE) return;
-    // A guest that takes all back at once has its next buffers asked for before a frame comes.
-    for (const q of this.queues) if (q.placed && isRunning(q)) this.#askAhead(q, SOON);
+    for (const q of this.queues) if (q.placed && isRunning(q)) this.#askAhead(q);
   }
 
   /** Lets a ring go on that waits, if what it waits for is there now; else asks for it. */
@@ -513,13 +541,12 @@ export class NetDevice implements VhostUserDevice {
       return;
     }
     this.#misses.ask(address, needed);
-    this.#askAhead(q, ALL);
   }
 
-  /** Asks for the translations of the next buffers of a ring, so many at most. */
-  #askAhead({ vring }: Queue, most: number): void {
-    const view = new DataView(this.#arena.memory.buffer);
-    for (const buffer of buffersAhead(view, vring, this.packed, most)) {
+  /** Asks for the translations of the next buffers of a ring. */
+  #askAhead({ vring }: Queue): void {
+    vring.set('asking', 0);
+    for (const buffer of buffersAhead(this.#view, vring, this.packed, TOGETHER)) {
       if (this.#iotlb!.access(buffer.address) === undefined) this.#misses.ask(buffer.address, buffer.access);
     }
   }
@@ -653,6 +680,10 @@ export class NetDevice implements VhostUserDevice {
       // It may have broken just before, and nobody has been told yet.
       this.#report(q);
       q.vring.set('state', STOPPED);
+      this.#arena.dataplane.functions.discardHeld(q.vring.at);
+      q.vring.set('held', 0);
+      if (q.held) this.#arena.unmap(q.held);
+      q.held = null;
       q.vring.set('error', 0);
       q.vring.set('callFd', -1);
       this.#forgetTranslation(q);
@@ -751,6 +782,8 @@ export class NetDevice implements VhostUserDevice {
       if (q.vring.get('state') === BROKEN) this.#report(q);
       // The translation may have come meanwhile.
       this.#retry(q);
+      if (this.#iotlb && q.placed && (q.vring.get('state') === WAITING || q.vring.get('asking') === 1))
+        this.#askAhead(q);
     }
   }
 

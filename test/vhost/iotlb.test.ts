@@ -244,6 +244,57 @@ test('a front-end that never answers has rings that wait, and nothing else', asy
   await exchange(plain, guest, [2, 1], 4);
 });
 
+/** Sends so many frames, each when the ring has room for it; resolves when the switch has them all. */
+async function sendNumbered(plain: RawGuest, count: number, at: (n: number) => Buffer): Promise<void> {
+  for (let n = 0; n < count; n++) {
+    await until(() => ((plain.offered[1]! - plain.usedIdx(1)) & 0xffff) < SIZE / 2, 'room to send');
+    plain.send(at(n));
+  }
+  await until(() => plain.usedIdx(1) === (plain.offered[1]! & 0xffff), 'the switch has them all');
+}
+
+/** A guest whose place is known, and which answers no more: all was taken back. */
+async function silence(guest: IommuGuest, plain: RawGuest): Promise<void> {
+  await guest.connectBack();
+  await startRings(guest);
+  await exchange(guest, plain, [1, 2], 2);
+  guest.access = 0;
+  await guest.unmap(0n, 0n);
+}
+
+const toGuest = (vswitch: Switch) => vswitch.port('bad').queues[0]!;
+
+test('frames wait for a translation, in order, and none is dropped while there is room', async (t) => {
+  const { guest, plain, vswitch } = await world(t);
+  await silence(guest, plain);
+  const at = (n: number) => frame(mac(1), mac(2), 60 + ((n * 97) % 1400), n);
+  await sendNumbered(plain, 50, at);
+  // First the rings and a part of the buffers, so that some go and some wait on.
+  await guest.map(IOVA, RINGS + 4n * PAGE);
+  await until(() => toGuest(vswitch).packets > 0, 'some go');
+  assert.ok(toGuest(vswitch).packets < 50);
+  await sendNumbered(plain, 10, (n) => at(50 + n));
+  await guest.map(IOVA + RINGS, BigInt(guest.bytes) - RINGS);
+  const came: Buffer[] = [];
+  const ours = (bytes: Buffer) => bytes.subarray(0, 12).equals(at(0).subarray(0, 12));
+  await until(() => came.push(...guest.received().filter(ours)) >= 60, 'all of them come');
+  for (const [n, bytes] of came.entries()) assert.ok(bytes.equals(at(n)), `frame ${n} in its turn`);
+  assert.equal(toGuest(vswitch).drops.ringFull, undefined);
+});
+
+test('a guest that never answers has its frames kept up to a bound, and loses them when it stops', async (t) => {
+  const { guest, plain, vswitch } = await world(t);
+  await silence(guest, plain);
+  const { noGuest: before = 0 } = toGuest(vswitch).drops;
+  const count = 2000;
+  await sendNumbered(plain, count, (n) => frame(mac(1), mac(2), 1400, n));
+  const { ringFull = 0 } = toGuest(vswitch).drops;
+  assert.ok(ringFull > count / 2 && ringFull < count, `${ringFull} of ${count} dropped`);
+  await guest.session.stopVring(0);
+  const { noGuest = 0 } = toGuest(vswitch).drops;
+  assert.ok(ringFull + noGuest - before >= count, 'each frame is counted');
+});
+
 test('without a channel nothing is asked, and translations that come do', async (t) => {
   const { guest, plain } = await world(t);
   await startRings(guest);
