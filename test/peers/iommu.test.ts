@@ -1,7 +1,7 @@
 /**
  * Linux guests behind QEMU's virtual IOMMU, whose rings and buffers have I/O addresses: one takes all translations
  * back at short intervals, as Linux does by default, the other each one as soon as its buffer is used
- * (iommu.strict=1), with packed rings. Frames wait for the translations that the switch has to ask for.
+ * (iommu.strict=1), with packed rings. Frames wait for the translations that the switch has to ask for (IOTLB_MSG).
  */
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
