@@ -10,7 +10,8 @@
  * the device works and when the last frame has arrived. When the channel closes, the guest ends.
  */
 import { setImmediate as turn } from 'node:timers/promises';
-import { VirtioUser, type VirtioUserCounters } from '../src/virtio-user/device.ts';
+import { VirtioUser } from '../src/virtio-user/device.ts';
+import type { VirtioUserCounters } from '../src/virtio-user/statistics.ts';
 
 export type GuestCommand = 'start' | 'stop';
 

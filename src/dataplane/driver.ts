@@ -16,6 +16,7 @@ import { BAD, broken, bufferOf, shadowOf, take } from './lent';
 import * as packed from './packed-driver';
 import { frameScratch } from './scratch';
 import * as split from './split-driver';
+import { recordDriver } from './statistics';
 
 /**
  * With OFFLOADS the virtio-net header of a frame, without its num_buffers, stands this many bytes before the frame
@@ -23,6 +24,8 @@ import * as split from './split-driver';
  */
 const HEADER_ROOM: usize = 12;
 const HEADER_FIELDS: usize = 10;
+/** Bytes that a frame has at least. */
+const ETHERNET_HEADER: u32 = 14;
 
 /** Puts every descriptor among the free ones; with `receive` lends them all to the device, to write to. */
 export function prepareDriver(at: usize, receive: bool): void {
@@ -98,14 +101,13 @@ export function sendFrame(at: usize, frame: usize, length: u32): i32 {
   }
   if (ring.flags & PACKED) packed.lendChain(ring, head, count, indirect);
   else split.lendChain(ring, head, count, indirect);
-  ring.packets += 1;
-  ring.bytes += length;
+  recordDriver(ring, frame, length);
   return 1;
 }
 
 /**
  * Copies the next received frame to `to` (MAX_FRAME bytes of room) and lends its buffers again. Returns its
- * length, 0 when none came, BAD when the device lied.
+ * length, 0 when none came, BAD when the device lied. A frame that is too short for Ethernet counts as an error.
  */
 export function receiveFrame(at: usize, to: usize): i32 {
   const ring = changetype<DriverRing>(at);
@@ -135,8 +137,8 @@ export function receiveFrame(at: usize, to: usize): i32 {
     total += part;
     post(ring, take(ring));
   }
-  ring.packets += 1;
-  ring.bytes += total;
+  if (total < ETHERNET_HEADER) ring.errors += 1;
+  else recordDriver(ring, to, total);
   return <i32>total;
 }
 

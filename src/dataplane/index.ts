@@ -169,3 +169,7 @@ export const DriverRing_packets: usize = offsetof<L.DriverRing>('packets');
 export const DriverRing_bytes: usize = offsetof<L.DriverRing>('bytes');
 export const DriverRing_gaps: usize = offsetof<L.DriverRing>('gaps');
 export const DriverRing_expected: usize = offsetof<L.DriverRing>('expected');
+export const DriverRing_errors: usize = offsetof<L.DriverRing>('errors');
+export const DriverRing_sizes: usize = offsetof<L.DriverRing>('sizes');
+export const DriverRing_multicasts: usize = offsetof<L.DriverRing>('multicasts');
+export const DriverRing_broadcasts: usize = offsetof<L.DriverRing>('broadcasts');

@@ -368,6 +368,19 @@ export class DriverRing {
   /** Frames whose sequence number was not the one expected next, and that number (drainFrames). */
   gaps: u64;
   expected: u64;
+  /** Received frames that are too short for Ethernet: passed over. */
+  errors: u64;
+  /** As in Vring. */
+  sizes: u64;
+  size1: u64;
+  size2: u64;
+  size3: u64;
+  size4: u64;
+  size5: u64;
+  size6: u64;
+  size7: u64;
+  multicasts: u64;
+  broadcasts: u64;
 }
 
 /** What the driver remembers of a descriptor. */

@@ -1,12 +1,12 @@
 /**
  * Frames by size and by cast, a counter each in every ring: those that DPDK's vhost library keeps (lib/vhost,
- * vhost_queue_stats_update), under the same bounds.
+ * vhost_queue_stats_update), and its virtio driver, under the same bounds.
  *
  * The sizes of a burst are found once, in a pass of their own over lengths that the worker has in its cache, and
  * added up in one word, a byte a size, which holds the 64 frames of a burst. A burst that goes on whole needs no
  * second look: the ring that it goes to gets the same word. Casts cost nothing where no frame is for a group.
  */
-import { Vring } from './layout';
+import { DriverRing, Vring } from './layout';
 import { FLOOD, frameAt, listSlot, Packet, PACKET_STRIDE, packetAt } from './scratch';
 
 const EVERYBODY: u64 = 0xffff_ffff_ffff;
@@ -110,4 +110,15 @@ export function recordSent(vring: Vring, count: u32, every: bool, whole: bool): 
 export function recordPiece(vring: Vring, packet: Packet, frame: usize): void {
   add(vring, sizeOf(packet.length));
   addCasts(vring, castOf(frame));
+}
+
+/** Records a frame that a driver sent or received: the counters of its own ring. */
+export function recordDriver(ring: DriverRing, frame: usize, length: u32): void {
+  ring.packets += 1;
+  ring.bytes += length;
+  const at = changetype<usize>(ring) + offsetof<DriverRing>('sizes') + <usize>ctz(sizeOf(max(length, 1)));
+  store<u64>(at, load<u64>(at) + 1);
+  const casts = castOf(frame);
+  ring.multicasts += casts & 0xffff;
+  ring.broadcasts += casts >> 16;
 }

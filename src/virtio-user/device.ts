@@ -6,42 +6,53 @@
  * chooses where frames come. Frames are Ethernet frames without the virtio-net header. Sending and receiving are
  * plain function calls on shared memory; only a peer that sleeps costs a system call.
  */
+import { randomBytes } from 'node:crypto';
+import { EventEmitter } from 'node:events';
+import { setImmediate as turn } from 'node:timers/promises';
 import { Arena, type Dataplane } from '../arena/index.ts';
 import { drain, EPOLLIN, Epoll, type PollerLease, sharedNotifier, sharedPoller } from '../sys/index.ts';
 import { featureNames, features } from '../virtio/features.ts';
 import { type Offload, readNetHeader, writeNetHeader } from '../virtio/net-header.ts';
+import { asVirtioUserError, VirtioUserError } from './errors.ts';
+import { Link } from './link.ts';
 import { type Settings, settle, type VirtioUserOptions } from './options.ts';
 import { FROM_US, MAX_FRAME, Rings, TO_US } from './rings.ts';
-import type { DeviceConfig, Transport } from './transport.ts';
-import { VhostUserTransport } from './vhost-user.ts';
+import { count, extended, type VirtioUserCounters } from './statistics.ts';
+import type { DeviceConfig } from './transport.ts';
 
-/** Bytes 14 to 21 of a frame: 14 of Ethernet, and the sequence number behind it. */
-const SEQUENCE_OFFSET = 14;
+/** Bytes of an Ethernet header: the least that is a frame. */
+const MIN_FRAME = 14;
+/** Where floodFrames() and drainFrames() have a frame's sequence number: behind the Ethernet header. */
+const SEQUENCE_OFFSET = MIN_FRAME;
+/** Frames that a burst has at most, unless the caller says (as most programs of DPDK do). */
+const BURST = 32;
+/** Milliseconds that bursts() keeps the event loop from others while frames come without a pause. */
+const TURN = 5;
 
-export interface VirtioUserCounters {
-  rxPackets: number;
-  rxBytes: number;
-  txPackets: number;
-  txBytes: number;
-  /** Received frames whose sequence number was not the next one (see drainFrames). */
-  gaps: number;
+export interface VirtioUserEvents {
+  /** The back-end is there again, or says that the link is up. */
+  linkUp: [];
+  /** The back-end is gone, broke a rule, or says that the link is down: why. */
+  linkDown: [{ reason: string }];
+  /** With `reconnect`: it couldn't connect again, and will try on. Without a listener nothing happens. */
+  error: [VirtioUserError];
+  /** The back-end says something else of the device: `config`, `mtu`, `linkUp`. */
+  configChange: [];
 }
 
 let shared: Arena | undefined;
 
-export class VirtioUser {
+export class VirtioUser extends EventEmitter<VirtioUserEvents> {
   /** Features that both sides have. */
   readonly features: readonly string[];
   /** Queue pairs, whether enabled or not. */
   readonly queues: number;
-  /** What the back-end says of the device: address, MTU, speed, link; undefined where it says nothing. */
-  readonly config: DeviceConfig | undefined;
+  /** The device's address: as it was opened with, the back-end's, or a random one of the local kind. */
+  readonly mac: string;
   readonly #arena: Arena;
   readonly #poller: PollerLease;
-  readonly #transport: Transport;
-  readonly #connection: Connection;
+  readonly #link: Link;
   readonly #settings: Settings;
-  readonly #agreed: bigint;
   readonly #rings: Rings;
   readonly #epoll: Epoll;
   readonly #offloads: boolean;
@@ -54,136 +65,204 @@ export class VirtioUser {
   private constructor(parts: {
     arena: Arena;
     poller: PollerLease;
-    transport: Transport;
-    connection: Connection;
+    link: Link;
     settings: Settings;
-    agreed: bigint;
-    config: DeviceConfig | undefined;
     rings: Rings;
     epoll: Epoll;
   }) {
+    super();
     this.#arena = parts.arena;
     this.#poller = parts.poller;
-    this.#transport = parts.transport;
-    this.#connection = parts.connection;
+    this.#link = parts.link;
     this.#settings = parts.settings;
-    this.#agreed = parts.agreed;
     this.#rings = parts.rings;
     this.#epoll = parts.epoll;
-    this.config = parts.config;
+    const { agreed, config } = parts.link;
     this.queues = parts.settings.queues;
-    this.features = featureNames(parts.agreed);
-    this.#offloads = (parts.agreed & (features.VIRTIO_NET_F_CSUM | features.VIRTIO_NET_F_GUEST_CSUM)) !== 0n;
+    this.features = featureNames(agreed);
+    this.#offloads = (agreed & (features.VIRTIO_NET_F_CSUM | features.VIRTIO_NET_F_GUEST_CSUM)) !== 0n;
+    const given = agreed & features.VIRTIO_NET_F_MAC ? config?.mac : undefined;
+    this.mac = parts.settings.mac ?? given ?? randomMac();
   }
 
-  /** Connects, negotiates, starts and enables the queues. Rejects with an Error that names what failed. */
+  /**
+   * Reaches the back-end, negotiates, starts and enables the queues. Rejects with a VirtioUserError that names what
+   * failed; nothing is left behind then.
+   */
   static async open(options: VirtioUserOptions): Promise<VirtioUser> {
     const settings = settle(options);
+    shared ??= new Arena();
+    const arena = shared;
     const poller = sharedPoller();
-    const undo: (() => unknown)[] = [() => poller.release()];
+    const epoll = new Epoll();
+    let device: VirtioUser | undefined;
+    const link = new Link(settings, poller.poller, {
+      onUp: () => device?.emit('linkUp'),
+      onDown: (reason) => {
+        if (!device) return;
+        device.emit('linkDown', { reason });
+        device.#endWait();
+      },
+      onError: (error) => {
+        if (device && device.listenerCount('error') > 0) device.emit('error', error);
+      },
+      onConfigChange: () => device?.emit('configChange'),
+    });
     try {
-      const connection = new Connection();
-      const transport = transportTo(settings, poller, connection);
-      undo.push(() => transport.dispose());
-      await connect(transport, settings);
-      undo.push(() => transport.close());
-      const { features: agreed, queuePairs } = await transport.negotiate(settings.wanted);
-      if (queuePairs < settings.queues)
-        throw new RangeError(`queues ${settings.queues}: the back-end has ${queuePairs} at most`);
-      const size = settings.queueSize;
-      if ((agreed & features.VIRTIO_F_RING_PACKED) === 0n && !Number.isInteger(Math.log2(size)))
-        throw new RangeError(`queueSize ${size}: the back-end has split rings only, a power of 2 expected`);
-      const config = await transport.config();
-      shared ??= new Arena();
-      const arena = shared;
-      const rings = new Rings(arena, agreed, settings);
-      undo.push(() => rings.close());
-      rings.prepare();
-      const epoll = new Epoll();
-      undo.push(() => epoll.close());
+      const rings = await link.open((agreed) => {
+        try {
+          return new Rings(arena, agreed, settings);
+        } catch (error) {
+          throw asVirtioUserError('RESOURCES', error);
+        }
+      });
       for (const [index, fd] of rings.calls.entries()) if (index % 2 === TO_US) epoll.add(fd, EPOLLIN);
-      await start(transport, rings, false);
-      return new VirtioUser({
-        arena, poller, transport, connection, settings, agreed, config, rings, epoll,
-      }); // biome-ignore format: a record
+      device = new VirtioUser({ arena, poller, link, settings, rings, epoll });
+      return device;
     } catch (error) {
-      for (const step of undo.reverse()) await step();
+      epoll.close();
+      await poller.release();
       throw error;
     }
+  }
+
+  /** The back-end is there, and doesn't say that the link is down. */
+  get linkUp(): boolean {
+    return this.#link.up;
+  }
+
+  /** Most bytes of payload of a frame to send, Ethernet header aside; undefined where the back-end doesn't say. */
+  get mtu(): number | undefined {
+    return this.#link.agreed & features.VIRTIO_NET_F_MTU ? this.config?.mtu : undefined;
+  }
+
+  /** Mbit/s; undefined where the back-end doesn't say. */
+  get speed(): number | undefined {
+    return this.#link.agreed & features.VIRTIO_NET_F_SPEED_DUPLEX ? this.config?.speed : undefined;
+  }
+
+  /** All that the back-end says of the device, each only valid with its feature; undefined where it says nothing. */
+  get config(): DeviceConfig | undefined {
+    return this.#link.config;
   }
 
   /** Resolves with the reason when the back-end is gone or this device was closed; another one after reconnect(). */
   get closed(): Promise<string> {
-    return this.#connection.closed;
+    return this.#link.closed;
   }
 
   /**
-   * Connects again after the back-end has gone: the rings go on with what lies in them. With notes of buffers in
-   * work (INFLIGHT_SHMFD) no frame is sent twice; without them a few may be, and packed rings can't go on. Rejects
-   * with an Error while the back-end isn't back, or offers other features than before; may be called again then.
+   * Connects again after the back-end has gone. Split rings go on with what lies in them, a few frames may be sent
+   * twice; with notes of buffers in work (`inflight`) none is, and packed rings go on too. Without notes packed
+   * rings, and those in which the back-end broke a rule, begin anew. Rejects with a VirtioUserError while the
+   * back-end isn't back, or offers other features than before; may be called again then.
    */
   async reconnect(): Promise<void> {
     this.#live();
-    const transport = this.#transport;
-    await transport.close();
-    if (!this.#settings.inflight && this.#agreed & features.VIRTIO_F_RING_PACKED)
-      throw new Error('packed rings go on only with a back-end that notes buffers in work');
-    this.#connection.renew();
-    try {
-      await connect(transport, this.#settings);
-      const { features: agreed } = await transport.negotiate(this.#agreed);
-      if (agreed !== this.#agreed) {
-        const missing = featureNames(this.#agreed & ~agreed).join(', ');
-        throw new Error(`the back-end that came back does not offer ${missing}`);
-      }
-      await start(transport, this.#rings, true);
-    } catch (error) {
-      await transport.close();
-      this.#connection.end((error as Error).message);
-      throw error;
-    }
+    await this.#link.reconnect();
   }
 
   /**
    * Sends a frame of 14 to 65550 bytes on a queue; `offload` says what is left undone in it, where that was
-   * negotiated. False: the ring is full now. Throws when the back-end broke a rule.
+   * negotiated. False: the ring is full now. Throws a VirtioUserError when the back-end broke a rule.
    */
   send(frame: Uint8Array, offload?: Offload, queue = 0): boolean {
-    const { functions } = this.#live();
     const index = this.#index(queue, FROM_US);
-    this.#take(frame, offload);
-    const result = this.#check(
-      functions.sendFrame(this.#rings.all[index]!.at, this.#rings.frame, frame.length),
-      index,
-    );
+    const sent = this.#send(frame, index, offload);
     this.#publish(index);
-    return result > 0;
+    return sent;
+  }
+
+  /**
+   * Sends frames as one burst on a queue, with one kick at most. Returns how many fitted; the rest is the caller's
+   * to send again. `offloads` has the work left undone of each.
+   */
+  sendBurst(frames: readonly Uint8Array[], queue = 0, offloads?: readonly (Offload | undefined)[]): number {
+    const index = this.#index(queue, FROM_US);
+    let sent = 0;
+    try {
+      while (sent < frames.length && this.#send(frames[sent]!, index, offloads?.[sent])) sent++;
+    } finally {
+      this.#publish(index);
+    }
+    return sent;
+  }
+
+  #send(frame: Uint8Array, index: number, offload: Offload | undefined): boolean {
+    const { functions } = this.#live();
+    this.#take(frame, offload);
+    return (
+      this.#check(functions.sendFrame(this.#rings.all[index]!.at, this.#rings.frame, frame.length), index) > 0
+    );
   }
 
   /**
    * The next received frame, a copy, of one queue or of whichever has one, in turn; undefined when none came. Throws
-   * when the back-end broke a rule.
+   * a VirtioUserError when the back-end broke a rule.
    */
   receive(queue?: number): Uint8Array | undefined {
-    if (queue !== undefined) return this.#receive(queue);
-    for (let i = 0; i < this.queues; i++) {
-      const at = (this.#next + i) % this.queues;
-      const frame = this.#receive(at);
-      if (frame === undefined) continue;
-      this.#next = at + 1;
-      return frame;
-    }
-    return undefined;
+    return this.receiveBurst(1, queue)[0];
   }
 
-  #receive(queue: number): Uint8Array | undefined {
+  /**
+   * Up to `max` received frames, each a copy, of one queue or of all, in turn. `offloads`, where given, takes what
+   * is left undone in each. Throws a VirtioUserError when the back-end broke a rule.
+   */
+  receiveBurst(max = BURST, queue?: number, offloads?: (Offload | undefined)[]): Uint8Array[] {
+    const frames: Uint8Array[] = [];
+    if (queue !== undefined) {
+      this.#receive(queue, max, frames, offloads);
+      return frames;
+    }
+    const first = this.#next;
+    for (let i = 0; i < this.queues && frames.length < max; i++) {
+      const at = (first + i) % this.queues;
+      this.#receive(at, max, frames, offloads);
+      if (frames.length > 0) this.#next = (at + 1) % this.queues;
+    }
+    return frames;
+  }
+
+  #receive(queue: number, max: number, frames: Uint8Array[], offloads?: (Offload | undefined)[]): void {
     const { functions } = this.#live();
     const index = this.#index(queue, TO_US);
-    const length = this.#check(functions.receiveFrame(this.#rings.all[index]!.at, this.#rings.frame), index);
-    if (length === 0) return undefined;
-    this.#publish(index);
-    if (this.#offloads) this.#received = readNetHeader(this.#rings.header);
-    return this.#arena.u8.slice(this.#rings.frame, this.#rings.frame + length);
+    const { at } = this.#rings.all[index]!;
+    const { frame } = this.#rings;
+    let came = 0;
+    try {
+      while (frames.length < max) {
+        const length = this.#check(functions.receiveFrame(at, frame), index);
+        if (length === 0) break;
+        came++;
+        // Counted as an error.
+        if (length < MIN_FRAME) continue;
+        if (this.#offloads) this.#received = readNetHeader(this.#rings.header);
+        offloads?.push(this.#received);
+        frames.push(this.#arena.u8.slice(frame, frame + length));
+      }
+    } finally {
+      if (came > 0) this.#publish(index);
+    }
+  }
+
+  /**
+   * Frames as they come, up to `max` of all queues at a time: waits by interrupt while none does. Ends when the
+   * device is closed or, without `reconnect`, the back-end is gone.
+   */
+  async *bursts(max = BURST): AsyncGenerator<Uint8Array[], void, void> {
+    let last = performance.now();
+    while (!this.#ended) {
+      const frames = this.receiveBurst(max);
+      if (frames.length > 0) {
+        yield frames;
+        if (performance.now() - last < TURN) continue;
+        await turn();
+      } else {
+        if (!this.#link.up && !this.#settings.reconnect) return;
+        await this.wait();
+      }
+      last = performance.now();
+    }
   }
 
   /** What is left undone in the frame received last; undefined: nothing. */
@@ -220,21 +299,21 @@ export class VirtioUser {
    */
   async enable(queue: number, enabled: boolean): Promise<void> {
     this.#live();
-    for (const direction of [TO_US, FROM_US])
-      await this.#transport.enableRing(this.#index(queue, direction), enabled);
+    for (const direction of [TO_US, FROM_US]) await this.#link.enable(this.#index(queue, direction), enabled);
   }
 
   /**
-   * Waits until a frame has come on any queue, at most `timeout` milliseconds; false when none came or the device
-   * was closed. Costs no CPU. One wait at a time.
+   * Waits until a frame has come on any queue, at most `timeout` milliseconds; false when none came, the device was
+   * closed or the link went down. Costs no CPU. One wait at a time.
    */
-  async wait(timeout: number): Promise<boolean> {
+  async wait(timeout?: number): Promise<boolean> {
     if (this.#arm()) return true;
     const { poller } = this.#poller;
     return new Promise<boolean>((resolve) => {
-      const timer = setTimeout(() => done(false), timeout);
+      const timer = timeout === undefined ? undefined : setTimeout(() => done(false), timeout);
       const done = (result: boolean) => {
         clearTimeout(timer);
+        this.#endWait = () => {};
         for (const { callFd } of this.#receivers) poller.remove(callFd);
         this.#disarm();
         resolve(result);
@@ -270,17 +349,17 @@ export class VirtioUser {
 
   /** Counters of one queue pair, or of all. */
   counters(queue?: number): VirtioUserCounters {
-    const sum = (direction: number, field: 'packets' | 'bytes' | 'gaps') =>
-      this.#rings.all
-        .filter((_, i) => i % 2 === direction && (queue === undefined || queue === i >>> 1))
-        .reduce((total, ring) => total + Number(ring.get64(field)), 0);
-    return {
-      rxPackets: sum(TO_US, 'packets'),
-      rxBytes: sum(TO_US, 'bytes'),
-      txPackets: sum(FROM_US, 'packets'),
-      txBytes: sum(FROM_US, 'bytes'),
-      gaps: sum(TO_US, 'gaps'),
-    };
+    const { all } = this.#rings;
+    if (queue === undefined) return count(all);
+    return count(all.slice(this.#index(queue, TO_US), this.#index(queue, FROM_US) + 1));
+  }
+
+  /**
+   * Counters of all queues by the names that DPDK's virtio driver has for them, such as `rx_q0_good_packets` and
+   * `tx_q0_size_64_packets`: sizes and casts too.
+   */
+  xstats(): Record<string, number> {
+    return extended(this.#arena, this.#rings.all);
   }
 
   /** Frames sent on a queue whose buffers the back-end has not given back yet. */
@@ -304,12 +383,16 @@ export class VirtioUser {
 
   /** The data plane, while this device has rings in it. */
   #live(): Dataplane {
-    if (this.#ended) throw new Error('this virtio-user device is closed');
+    if (this.#ended) throw new VirtioUserError('CLOSED', 'this virtio-user device is closed');
     return this.#arena.dataplane;
   }
 
   /** Puts a frame where the data plane finds it. */
   #take(frame: Uint8Array, offload?: Offload): void {
+    if (frame.length < MIN_FRAME)
+      throw new RangeError(
+        `a frame has at least the ${MIN_FRAME} bytes of an Ethernet header, not ${frame.length}`,
+      );
     if (frame.length > MAX_FRAME)
       throw new RangeError(`a frame has at most ${MAX_FRAME} bytes, not ${frame.length}`);
     if (offload && !this.#offloads)
@@ -326,9 +409,11 @@ export class VirtioUser {
   #check(result: number, index: number): number {
     if (result >= 0) return result;
     const fault = this.#rings.fault(index);
-    throw fault === undefined
-      ? new RangeError('the frame has more bytes than the ring takes')
-      : new Error(fault);
+    if (fault === undefined) throw new RangeError('the frame has more bytes than the ring takes');
+    if (!this.#settings.reconnect) throw new VirtioUserError('BROKEN_RING', fault);
+    // With another connection the rings begin anew.
+    if (this.#link.connected) this.#link.lose(fault);
+    return 0;
   }
 
   /** Stops the rings, tells the back-end, and frees everything. May be called again. */
@@ -336,15 +421,8 @@ export class VirtioUser {
     if (this.#ended) return;
     this.#endWait();
     this.#ended = true;
-    try {
-      for (const index of this.#rings.all.keys()) await this.#transport.stopRing(index);
-    } catch {
-      // The back-end is gone or lies: there is nothing to stop then.
-    }
-    await this.#transport.close();
-    this.#transport.dispose();
+    await this.#link.close();
     this.#epoll.close();
-    this.#rings.close();
     await this.#poller.release();
   }
 
@@ -353,58 +431,9 @@ export class VirtioUser {
   }
 }
 
-/** What is known of the connection with the back-end. */
-class Connection {
-  closed!: Promise<string>;
-  #end!: (reason: string) => void;
-
-  constructor() {
-    this.renew();
-  }
-
-  end(reason: string): void {
-    this.#end(reason);
-  }
-
-  /** Another connection begins. */
-  renew(): void {
-    this.closed = new Promise((resolve) => {
-      this.#end = resolve;
-    });
-  }
-}
-
-/** The transport that the path asks for. */
-function transportTo(settings: Settings, { poller }: PollerLease, connection: Connection): Transport {
-  return new VhostUserTransport({
-    ...settings,
-    poller,
-    onClose: (reason) => connection.end(reason),
-    onConfigChange: () => {},
-  });
-}
-
-/** Reaches the back-end within the time that is set for it. */
-async function connect(transport: Transport, { path, timeout }: Settings): Promise<void> {
-  const abort = new AbortController();
-  const reason = new Error(`no back-end connected to ${path} within ${timeout} ms`);
-  const timer = setTimeout(() => abort.abort(reason), timeout);
-  try {
-    await transport.connect(abort.signal);
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
-/** Shares the memory with the back-end and starts the rings as they are, fresh or `again`. */
-async function start(transport: Transport, rings: Rings, again: boolean): Promise<void> {
-  await transport.share(rings.memory);
-  for (const index of rings.all.keys()) {
-    await transport.setRing(index, rings.place(index));
-    // A ring that runs and isn't enabled is emptied, and what waits in it would be lost.
-    if (again) await transport.enableRing(index, true);
-    await transport.startRing(index, { kickFd: rings.kicks[index]!, callFd: rings.calls[index]! });
-  }
-  if (!again) for (const index of rings.all.keys()) await transport.enableRing(index, true);
-  await transport.ready();
+/** An address of the local kind, for one device. */
+function randomMac(): string {
+  const octets = randomBytes(6);
+  octets[0] = (octets[0]! & 0xfc) | 2;
+  return octets.toString('hex').replace(/..(?!$)/g, '$&:');
 }

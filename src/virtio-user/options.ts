@@ -1,5 +1,6 @@
 /** What a virtio-user device is opened with, what it asks of its back-end by that, and what it can't be made of. */
 import { features } from '../virtio/features.ts';
+import { VirtioUserError } from './errors.ts';
 
 /** Everything that the driver can make use of, but for packed rings, which are asked for. */
 export const DRIVER_FEATURES =
@@ -64,37 +65,61 @@ export interface VirtioUserOptions {
   inflight?: boolean;
   /** Milliseconds to wait for the back-end, and for each of its answers; default 5000. */
   timeout?: number;
+  /**
+   * Connects again whenever the connection ends: at once, then with growing pauses, in milliseconds; default false,
+   * and with true 100 to 5000. Then open() also waits `timeout` for a back-end that isn't there yet.
+   */
+  reconnect?: boolean | { initialDelay?: number; maxDelay?: number };
+  /** The device's address, `52:54:00:12:34:56`; default: the back-end's, else a random one. */
+  mac?: string;
 }
 
 /** The options with their defaults. */
-export type Settings = Required<Omit<VirtioUserOptions, 'features'>> & {
+export type Settings = Required<Omit<VirtioUserOptions, 'features' | 'reconnect' | 'mac'>> & {
   /** Feature bits that are asked for. */
   wanted: bigint;
+  /** Milliseconds. */
+  reconnect: { initialDelay: number; maxDelay: number } | undefined;
+  mac: string | undefined;
 };
 
-/** Fills in the defaults. Throws a RangeError for what no device can be made of. */
+/** Fills in the defaults. Throws a VirtioUserError for what no device can be made of. */
 export function settle(options: VirtioUserOptions): Settings {
   const { queueSize = 256, queues = 1, packed = false, offloads = false, bufferLength = 2048 } = options;
   const { segmentLength = bufferLength, features: asked = DRIVER_FEATURES } = options;
   if (!Number.isInteger(packed ? queueSize : Math.log2(queueSize)) || queueSize < 2 || queueSize > 32768)
-    throw new RangeError(
+    throw new VirtioUserError(
+      'BAD_OPTION',
       `queueSize ${queueSize}: a ${packed ? 'number' : 'power of 2'} from 2 to 32768 expected`,
     );
   if (!Number.isInteger(bufferLength) || bufferLength < 64 || bufferLength > MAX_BUFFER)
-    throw new RangeError(`bufferLength ${bufferLength}: 64 to ${MAX_BUFFER} bytes expected`);
+    throw new VirtioUserError(
+      'BAD_OPTION',
+      `bufferLength ${bufferLength}: 64 to ${MAX_BUFFER} bytes expected`,
+    );
   if (!Number.isInteger(segmentLength) || segmentLength <= MAX_HEADER)
-    throw new RangeError(
+    throw new VirtioUserError(
+      'BAD_OPTION',
       `segmentLength ${segmentLength}: more than the ${MAX_HEADER} bytes of the header expected`,
     );
   if (!Number.isInteger(queues) || queues < 1 || queues > MAX_QUEUES)
-    throw new RangeError(`queues ${queues}: 1 to ${MAX_QUEUES} expected`);
+    throw new VirtioUserError('BAD_OPTION', `queues ${queues}: 1 to ${MAX_QUEUES} expected`);
+  const { path, role = 'client', timeout = 5000, mac } = options;
+  if (typeof path !== 'string' || path === '')
+    throw new VirtioUserError('BAD_OPTION', 'path: a path expected');
+  if (role !== 'client' && role !== 'server')
+    throw new VirtioUserError('BAD_OPTION', `role ${role}: client or server expected`);
+  if (!Number.isFinite(timeout) || timeout <= 0)
+    throw new VirtioUserError('BAD_OPTION', `timeout ${timeout}: a number of milliseconds expected`);
+  if (mac !== undefined && !/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(mac))
+    throw new VirtioUserError('BAD_OPTION', `mac ${mac}: an address such as 52:54:00:12:34:56 expected`);
   let wanted = asked;
   if (packed) wanted |= features.VIRTIO_F_RING_PACKED;
   if (offloads) wanted |= DRIVER_OFFLOADS;
   if (queues > 1) wanted |= features.VIRTIO_NET_F_MQ;
   return {
-    path: options.path,
-    role: options.role ?? 'client',
+    path,
+    role,
     queueSize,
     queues,
     packed,
@@ -104,6 +129,19 @@ export function settle(options: VirtioUserOptions): Settings {
     segmentLength: Math.min(segmentLength, bufferLength),
     headerAlone: options.headerAlone ?? false,
     inflight: options.inflight ?? false,
-    timeout: options.timeout ?? 5000,
+    timeout,
+    reconnect: delaysOf(options.reconnect),
+    mac: mac?.toLowerCase(),
   };
+}
+
+function delaysOf(reconnect: VirtioUserOptions['reconnect']): Settings['reconnect'] {
+  if (!reconnect) return undefined;
+  const { initialDelay = 100, maxDelay = 5000 } = reconnect === true ? {} : reconnect;
+  if (!(initialDelay > 0 && initialDelay <= maxDelay && maxDelay < 2 ** 31))
+    throw new VirtioUserError(
+      'BAD_OPTION',
+      `reconnect after ${initialDelay} to ${maxDelay} ms: growing numbers above 0 expected`,
+    );
+  return { initialDelay, maxDelay };
 }

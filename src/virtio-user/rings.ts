@@ -25,7 +25,8 @@ const FLAGS = [
 
 const RING_FIELDS = [
   'size', 'flags', 'desc', 'avail', 'used', 'bias', 'headerLength', 'buffers', 'bufferLength', 'segmentLength',
-  'headerAlone', 'shadow', 'tables', 'tableEntries', 'lent', 'error', 'errorValue', 'packets', 'bytes', 'gaps', 'expected',
+  'headerAlone', 'shadow', 'tables', 'tableEntries', 'lent', 'lastUsed', 'error', 'errorValue', 'packets',
+  'bytes', 'gaps', 'expected', 'errors', 'sizes', 'multicasts', 'broadcasts',
 ] as const; // biome-ignore format: a table
 
 /** A sentence for each code of src/dataplane/errors.ts that the driver's side meets. */
@@ -55,6 +56,8 @@ export class Rings {
   readonly frame: number;
   readonly #arena: Arena;
   readonly #packed: boolean;
+  /** Bytes from the start of a ring to its buffers. */
+  readonly #ringLength: number;
   readonly #pool: Pool;
   readonly #tables: Range;
 
@@ -65,6 +68,7 @@ export class Rings {
     this.#packed = (agreed & features.VIRTIO_F_RING_PACKED) !== 0n;
     const at = this.#packed ? packedLayout(size) : splitLayout(size);
     const ringLength = roundUp(at.length, 4096);
+    this.#ringLength = ringLength;
     const buffersLength = roundUp(size * bufferLength, 4096);
     const queueLength = ringLength + buffersLength + size * TABLE_ENTRIES * 16;
     const count = 2 * settings.queues;
@@ -117,6 +121,8 @@ export class Rings {
   prepare(): void {
     const { functions } = this.#arena.dataplane;
     for (const [index, { at }] of this.all.entries()) {
+      const desc = this.all[index]!.get('desc');
+      this.#arena.u8.fill(0, desc, desc + this.#ringLength);
       functions.prepareDriver(at, index % 2 === TO_US ? 1 : 0);
       functions.publishDriver(at);
       functions.disarmDriver(at);
@@ -129,14 +135,32 @@ export class Rings {
     return { fd, address, length, rings: this.all.length, ringSize: this.all[0]!.get('size') };
   }
 
-  /** A ring as the back-end is told of it. */
-  place(index: number): RingPlace {
+  /**
+   * Can another back-end go on with what lies in the rings? Not where one broke a rule in them; and packed rings
+   * don't say what it had in work.
+   */
+  canGoOn(inflight: boolean): boolean {
+    if (this.all.some((ring) => ring.get('error') !== 0)) return false;
+    if (this.#packed) return inflight;
+    return this.all.every(
+      (ring) => ((this.#usedIdx(ring) - ring.get('lastUsed')) & 0xffff) <= ring.get('lent'),
+    );
+  }
+
+  /** The index of a split ring's used ring (2.7.8): where the back-end stopped. */
+  #usedIdx(ring: Ring): number {
+    const at = ring.get('used') + 2;
+    return this.#arena.u8[at]! | (this.#arena.u8[at + 1]! << 8);
+  }
+
+  /** A ring as the back-end is told of it, fresh, or as it `goesOn`. */
+  place(index: number, goesOn: boolean): RingPlace {
     const ring = this.all[index]!;
     const user = (field: 'desc' | 'avail' | 'used') => this.#arena.base + BigInt(ring.get(field));
     return {
       size: ring.get('size'),
-      // A packed ring begins with a wrap counter of 1 (2.8.1).
-      base: this.#packed ? 0x8000 : 0,
+      // A packed ring begins with a wrap counter of 1 (2.8.1); one that goes on does so where its notes say.
+      base: this.#packed ? 0x8000 : goesOn ? this.#usedIdx(ring) : 0,
       descUser: user('desc'),
       availUser: user('avail'),
       usedUser: user('used'),

@@ -60,8 +60,8 @@ export interface Transport {
   negotiate(wanted: bigint): Promise<Agreement>;
   /** The device's configuration space; undefined where the back-end has none. */
   config(): Promise<DeviceConfig | undefined>;
-  /** Lets the back-end at the memory. The descriptor stays the caller's. */
-  share(memory: SharedMemory): Promise<void>;
+  /** Lets the back-end at the memory, in which the rings are `fresh` or go on. The descriptor stays the caller's. */
+  share(memory: SharedMemory, fresh: boolean): Promise<void>;
   /** Describes a stopped ring: 2n is what queue pair n receives on, 2n + 1 what it sends on (5.1.2). */
   setRing(index: number, place: RingPlace): Promise<void>;
   /** Starts a ring. The eventfds stay the caller's. */

@@ -64,11 +64,12 @@ export class VhostUserTransport implements Transport {
     return this.#session.config();
   }
 
-  async share({ fd, address, length, rings, ringSize }: SharedMemory): Promise<void> {
+  async share({ fd, address, length, rings, ringSize }: SharedMemory, fresh: boolean): Promise<void> {
     const session = this.#session;
     const size = BigInt(length);
     await session.setMemoryTable([{ guestAddress: address, userAddress: address, size, mmapOffset: 0n, fd }]);
     if (!this.#takesNotes) return;
+    if (fresh) this.dispose();
     this.#notes ??= await session.getInflight(rings, ringSize);
     await session.setInflight(this.#notes);
   }
