@@ -97,7 +97,7 @@ test('a wait ends when a frame comes', async (t) => {
 
 test('a switch that is out of descriptors tries again now and then, and serves the guest once it can', async (t) => {
   const path = sockets(t)('a');
-  const script = new URL('./out-of-descriptors.js', import.meta.url).pathname;
+  const script = new URL('../switch/out-of-descriptors.js', import.meta.url).pathname;
   const child = spawn('sh', ['-c', 'ulimit -n 400; exec "$0" "$@"', process.execPath, script, path], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
