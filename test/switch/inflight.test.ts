@@ -10,12 +10,15 @@ import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises'
 import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { root } from '../peers/available.ts';
 import { Child } from '../peers/process.ts';
+import { atMessage } from '../support/at-message.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { Random } from '../support/random.ts';
 import { sockets } from '../support/sockets.ts';
+import { until } from '../support/until.ts';
 
-/** In each of the four tests; VIREO_KILLS=50 makes 200 of them. */
-const KILLS = Number(process.env.VIREO_KILLS ?? 6);
+/** Under load, for each kind of ring; from 50 on all messages are tried, else each third. */
+const KILLS = Number(process.env.VIREO_KILLS ?? 10);
+const EACH = KILLS >= 50 ? 1 : 3;
 const program = join(root, 'dist/test/switch/crash-switch.js');
 const SIZE = 512;
 /** One that sends, and those that it sends to: the more, the longer is a burst in work when the first has it. */
@@ -93,83 +96,110 @@ class Flow {
 
 for (const packed of [false, true]) {
   describe(`${packed ? 'packed' : 'split'} rings`, () => {
-    for (const seed of [1, 2]) {
-      test(`${KILLS} kills under load and while connecting, seed ${seed}`, async (t: TestContext) => {
-        const at = sockets(t);
-        const random = new Random(seed);
-        let vswitch = await start(at);
-        t.after(() => vswitch.end('SIGKILL'));
-        const options = { packed, inflight: true, queueSize: SIZE, timeout: 60_000 };
-        const devices: VirtioUser[] = [];
-        for (const name of NAMES) {
-          const device = await VirtioUser.open({ path: at(name), ...options });
-          t.after(() => device.close());
-          devices.push(device);
+    test(`${KILLS} kills under load`, async (t: TestContext) => {
+      const at = sockets(t);
+      const random = new Random(packed ? 2 : 1);
+      let vswitch = await start(at);
+      t.after(() => vswitch.end('SIGKILL'));
+      const options = { packed, inflight: true, queueSize: SIZE, timeout: 60_000 };
+      const devices: VirtioUser[] = [];
+      for (const name of NAMES) {
+        const device = await VirtioUser.open({ path: at(name), ...options });
+        t.after(() => device.close());
+        devices.push(device);
+      }
+      const [a, ...others] = devices as [VirtioUser, ...VirtioUser[]];
+      const flows = [
+        new Flow(a, others, frame(BROADCAST, mac(1), 9000)),
+        new Flow(others[0]!, [a], frame(mac(1), mac(2), 200)),
+      ];
+      const alive = async (child: Child, steps: number) => {
+        for (let i = 0; i < steps && child.running; i++) {
+          for (const flow of flows) flow.turn();
+          await turn();
         }
-        const [a, ...others] = devices as [VirtioUser, ...VirtioUser[]];
-        const flows = [
-          new Flow(a, others, frame(BROADCAST, mac(1), 9000)),
-          new Flow(others[0]!, [a], frame(mac(1), mac(2), 200)),
-        ];
-        const alive = async (child: Child, steps: number) => {
-          for (let i = 0; i < steps && child.running; i++) {
-            for (const flow of flows) flow.turn();
-            await turn();
+      };
+      for (let kill = 0; kill < KILLS; kill++) {
+        const closed = devices.map((device) => device.closed);
+        await alive(vswitch, random.below(20));
+        // In the middle of a burst, most likely: at any moment, or when the first of the two has its frames.
+        for (const flow of flows) flow.receive();
+        flows[0]!.send();
+        const moment = performance.now() + (random.below(2) ? random.below(2000) / 1000 : 50);
+        while (performance.now() < moment && !flows[0]!.receiveFirst());
+        vswitch.process.kill('SIGKILL');
+        await vswitch.exited;
+        await Promise.all(closed);
+        vswitch = await start(at);
+        // The one that sends last: what it had in work would find everybody there.
+        for (const device of devices.toReversed()) {
+          for (let tries = 0; !(await again(device)); tries++) {
+            assert.ok(tries < 100, 'the device connects again');
+            await sleep(20);
           }
-        };
-        for (let kill = 0; kill < KILLS; kill++) {
-          const closed = devices.map((device) => device.closed);
-          // Most die under load, some as they are dialled: at any message of the first or the second device.
-          if (random.below(4) > 0) {
-            await alive(vswitch, random.below(20));
-            // In the middle of a burst, most likely: at any moment, or when the first of the two has its frames.
-            for (const flow of flows) flow.receive();
-            flows[0]!.send();
-            const moment = performance.now() + (random.below(2) ? random.below(2000) / 1000 : 50);
-            while (performance.now() < moment && !flows[0]!.receiveFirst());
-            vswitch.process.kill('SIGKILL');
-            await vswitch.exited;
-          } else {
-            const dying = vswitch;
-            dying.process.kill('SIGKILL');
-            await dying.exited;
-            vswitch = await start(at);
-            const end = vswitch;
-            const timer = setTimeout(() => end.process.kill('SIGKILL'), random.below(8));
-            await Promise.all(devices.map(again));
-            await end.exited;
-            clearTimeout(timer);
-          }
-          await Promise.all(closed);
-          vswitch = await start(at);
-          // The one that sends last: what it had in work would find everybody there.
-          for (const device of devices.toReversed()) {
-            for (let tries = 0; !(await again(device)); tries++) {
-              assert.ok(tries < 100, 'the device connects again');
-              await sleep(20);
-            }
-          }
-          const came = flows.map((flow) => flow.came);
-          const deadline = Date.now() + 30_000;
-          // Every buffer of both rings goes through: none was lost.
-          while (flows.some((flow, i) => flow.came - came[i]! < SIZE)) {
-            assert.ok(Date.now() < deadline, `kill ${kill}: traffic flows again`);
-            await alive(vswitch, 1);
-          }
-          assert.deepEqual(
-            flows.map((flow) => flow.twice),
-            [0, 0],
-            `kill ${kill}: nothing came twice`,
-          );
         }
+        const came = flows.map((flow) => flow.came);
+        const deadline = Date.now() + 30_000;
+        // Every buffer of both rings goes through: none was lost.
+        while (flows.some((flow, i) => flow.came - came[i]! < SIZE)) {
+          assert.ok(Date.now() < deadline, `kill ${kill}: traffic flows again`);
+          await alive(vswitch, 1);
+        }
+        assert.deepEqual(
+          flows.map((flow) => flow.twice),
+          [0, 0],
+          `kill ${kill}: nothing came twice`,
+        );
+      }
+      for (const flow of flows) {
+        const deadline = Date.now() + 30_000;
+        while (flow.from.pending() > 0) {
+          assert.ok(Date.now() < deadline, 'every buffer comes back');
+          await turn();
+        }
+      }
+    });
+
+    test('killed after each message of two sessions', async (t: TestContext) => {
+      const at = sockets(t);
+      const random = new Random(packed ? 4 : 3);
+      let vswitch = await start(at);
+      t.after(() => vswitch.end('SIGKILL'));
+      const options = { packed, inflight: true, queueSize: SIZE, timeout: 60_000 };
+      const devices: VirtioUser[] = [];
+      for (const name of ['a', 'b']) {
+        const device = await VirtioUser.open({ path: at(name), ...options });
+        t.after(() => device.close());
+        devices.push(device);
+      }
+      const [a, b] = devices as [VirtioUser, VirtioUser];
+      const flows = [
+        new Flow(a, [b], frame(BROADCAST, mac(1), 2000)),
+        new Flow(b, [a], frame(mac(1), mac(2), 200)),
+      ];
+      vswitch.process.kill('SIGKILL');
+      for (let number = packed ? 1 : 0, ended = false; !ended; number += EACH) {
+        await vswitch.exited;
+        await Promise.all(devices.map((device) => device.closed));
+        // What waits in the rings goes as soon as one of them runs.
+        for (const flow of flows) flow.turn();
+        vswitch = await start(at);
+        const dying = vswitch;
+        const undo = atMessage(number, random.below(10) / 10, () => dying.process.kill('SIGKILL'));
+        ended = (await again(b)) && (await again(a));
+        undo();
         for (const flow of flows) {
-          const deadline = Date.now() + 30_000;
-          while (flow.from.pending() > 0) {
-            assert.ok(Date.now() < deadline, 'every buffer comes back');
-            await turn();
-          }
+          flow.receive();
+          assert.equal(flow.twice, 0, `message ${number}: nothing came twice`);
         }
-      });
-    }
+        assert.ok(number < 300, 'the sessions have an end');
+      }
+      const came = flows.map((flow) => flow.came);
+      await until(() => {
+        for (const flow of flows) flow.turn();
+        return flows.every((flow, i) => flow.came - came[i]! >= 2 * SIZE);
+      }, 'every buffer of both rings goes through');
+      assert.deepEqual(flows.map((flow) => flow.twice), [0, 0]); // biome-ignore format: a line
+    });
   });
 }
