@@ -48,6 +48,32 @@ const LAYOUTS: Record<string, { flags: number; write: (guest: PlanePort, need: n
       rx.ring.offer(0);
     },
   },
+  // The header is then all of a line, and is left where it is there already: here it isn't.
+  'one buffer whose frame begins a cache line': {
+    flags: 0,
+    write: ({ rx }, need) => {
+      rx.ring.describe(0, { address: FIRST.base + 0x4034n, length: need, flags: WRITE });
+      rx.ring.offer(0);
+    },
+  },
+  'such a buffer that has the header of the frame before': {
+    flags: 0,
+    write: ({ rx, memory }, need) => {
+      const address = FIRST.base + 0x4034n;
+      memory.write(address, Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0));
+      rx.ring.describe(0, { address, length: need, flags: WRITE });
+      rx.ring.offer(0);
+    },
+  },
+  'such a buffer whose header differs in its last field': {
+    flags: 0,
+    write: ({ rx, memory }, need) => {
+      const address = FIRST.base + 0x4034n;
+      memory.write(address, Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0));
+      rx.ring.describe(0, { address, length: need, flags: WRITE });
+      rx.ring.offer(0);
+    },
+  },
   'a chain of buffers that lie apart': {
     flags: 0,
     write: ({ rx }, need) => {
