@@ -1,23 +1,15 @@
 /**
  * Where the control sockets of switches lie, and whether somebody listens on one.
  *
- * One directory a user, `NAME.sock` a switch: `/run/vireo` for root, `$XDG_RUNTIME_DIR/vireo` for others, and
- * where no session set that (containers, cron), `vireo-UID` in the directory for temporary files.
+ * One directory a user (sys/runtime-directory.ts), `NAME.sock` a switch.
  */
 import { readdirSync } from 'node:fs';
 import { connect } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { runtimeDirectory } from '../sys/runtime-directory.ts';
 
 /** The directory of the control sockets of a user's switches. */
-export function controlDirectory(
-  env: NodeJS.ProcessEnv = process.env,
-  uid = process.getuid?.() ?? -1,
-): string {
-  if (uid === 0) return '/run/vireo';
-  if (env.XDG_RUNTIME_DIR) return join(env.XDG_RUNTIME_DIR, 'vireo');
-  return join(tmpdir(), `vireo-${uid}`);
-}
+export const controlDirectory = runtimeDirectory;
 
 /** The control socket of the switch `name`. */
 export function controlPath(name: string, directory = controlDirectory()): string {

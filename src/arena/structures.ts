@@ -54,7 +54,7 @@ const WINDOW = ['key', 'arena', 'stamp'] as const;
 const LOG = ['bits', 'size', 'regions', 'regionCount', 'writes', 'missed'] as const;
 const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
-  'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound',
+  'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound', 'callQueue',
   'log', 'logUsed', 'logUsedAddress', 'inflight', 'inflightTaken', 'inflightCounter', 'cacheArena',
   'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'missAccess', 'missAddress', 'held', 'asking', 'packets', 'bytes', 'notifications', 'drops',
   'sizes', 'multicasts', 'broadcasts',

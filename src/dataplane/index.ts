@@ -114,6 +114,7 @@ export const Vring_offloads: usize = offsetof<L.Vring>('offloads');
 export const Vring_errorValue: usize = offsetof<L.Vring>('errorValue');
 export const Vring_callFd: usize = offsetof<L.Vring>('callFd');
 export const Vring_callRound: usize = offsetof<L.Vring>('callRound');
+export const Vring_callQueue: usize = offsetof<L.Vring>('callQueue');
 export const Vring_log: usize = offsetof<L.Vring>('log');
 export const Vring_logUsed: usize = offsetof<L.Vring>('logUsed');
 export const Vring_logUsedAddress: usize = offsetof<L.Vring>('logUsedAddress');

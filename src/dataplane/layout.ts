@@ -260,13 +260,14 @@ export class Vring {
   callFd: i32;
   /** The round (Worker.round) whose list of calls it is in; 0xffff_ffff: none, the list was worked off. */
   callRound: u32;
+  /** Of a VDUSE device, which callFd then is: the queue to interrupt there; -1: callFd is an eventfd. */
+  callQueue: i32;
   /** The region hit last. */
   cacheArena: usize;
   /** Where writes to guest memory are noted for live migration (`Log`); 0: nowhere. */
   log: usize;
   /** 1: writes to the used ring too, as if it began at this guest address (VHOST_VRING_F_LOG). */
   logUsed: u32;
-  logPad: u32;
   logUsedAddress: u64;
   /**
    * Notes of the buffers in work (inflight.ts): the queue's region in shared memory, 0: none; the number of the next

@@ -6,16 +6,8 @@
  * then survives a restart of the switch, and the switch that of the guest.
  */
 import { lstatSync, rmSync } from 'node:fs';
-import type { PortStruct, VringStruct } from '../arena/index.ts';
-import type {
-  PortDetail,
-  PortSpec,
-  PortState,
-  PortStatus,
-  QueueStatus,
-  Role,
-  SizeCounts,
-} from '../switch/types.ts';
+import type { PortStruct } from '../arena/index.ts';
+import type { PortDetail, PortSpec, PortState, PortStatus, Role } from '../switch/types.ts';
 import {
   acceptUnix,
   closeFd,
@@ -27,25 +19,14 @@ import {
   setNonBlocking,
 } from '../sys/index.ts';
 import { BackendSession } from '../vhost/backend.ts';
-import { DROP_REASONS, NetDevice } from '../vhost/net-device.ts';
-import { featureNames, features, vhostProtocolFeatureNames } from '../virtio/features.ts';
-import { missingFeatures, offeredFeatures } from './features.ts';
+import { NetDevice } from '../vhost/net-device.ts';
+import { features, vhostProtocolFeatureNames } from '../virtio/features.ts';
+import { offeredFeatures } from './features.ts';
+import { deviceDetail, ringWords, totals } from './net-status.ts';
 import type { Port, PortContext } from './port.ts';
 
 /** Most queue pairs of a guest where the port's options don't say less. */
 const QUEUE_PAIRS = 128;
-
-/** The counters of a ring by size, in their order in the arena. */
-const SIZES: readonly (keyof SizeCounts)[] = [
-  'undersize',
-  'size64',
-  'size65To127',
-  'size128To255',
-  'size256To511',
-  'size512To1023',
-  'size1024To1518',
-  'size1519ToMax',
-];
 
 /** Milliseconds between two dials: doubled from the first to the last. */
 const FIRST_REDIAL = 50;
@@ -232,125 +213,29 @@ export class VhostUserPort implements Port {
   }
 
   status(): PortStatus {
-    const [tx, rx] = [this.#total(0), this.#total(1)];
     return {
       name: this.spec.name,
       type: this.spec.type,
       target: this.spec.target,
       role: this.#role,
       state: this.#state,
-      rings: this.#rings(),
+      rings: ringWords(this.#device),
       lastError: this.#lastError,
-      rxPackets: rx.packets,
-      rxBytes: rx.bytes,
-      rxDrops: rx.drops,
-      txPackets: tx.packets,
-      txBytes: tx.bytes,
-      txDrops: tx.drops,
+      ...totals(this.#device, this.#context.arena),
     };
   }
 
-  /** Counters of all queues of one direction: 0 to the guest, 1 from it. */
-  #total(direction: 0 | 1): { packets: number; bytes: number; drops: number } {
-    const total = { packets: 0, bytes: 0, drops: 0 };
-    for (const { index, vring } of this.#device.queues) {
-      if (index % 2 !== direction) continue;
-      total.packets += Number(vring.get64('packets'));
-      total.bytes += Number(vring.get64('bytes'));
-      total.drops += sum(this.#drops(index));
-    }
-    return total;
-  }
-
-  /** What was negotiated, short enough for a table. */
-  #rings(): string {
-    const queue = this.#device.queues.find((q) => q.setup !== null);
-    if (!queue) return '';
-    const short: [bigint, string][] = [
-      [features.VIRTIO_NET_F_MRG_RXBUF, 'mrg'],
-      [features.VIRTIO_F_INDIRECT_DESC, 'indirect'],
-      [features.VIRTIO_F_EVENT_IDX, 'event-idx'],
-      [features.VIRTIO_F_IN_ORDER, 'in-order'],
-    ];
-    const have = short.filter(([bit]) => this.#device.acknowledged & bit).map(([, word]) => word);
-    const words = [this.#device.packed ? 'packed' : 'split', queue.setup!.size, ...have].join(' ');
-    const started = this.#device.queues.filter((q) => q.index % 2 === 1 && q.setup !== null).length;
-    if (started < 2) return words;
-    const { enabledPairs } = this.#device;
-    return `${words}, ${enabledPairs === started ? '' : `${enabledPairs} of `}${started} pairs`;
-  }
-
-  #drops(index: number): Record<string, number> {
-    const { vring } = this.#device.queues[index]!;
-    const at = (vring.at + vring.offsets.drops) >>> 3;
-    const drops: Record<string, number> = {};
-    for (const [i, reason] of DROP_REASONS.entries()) {
-      const count = Number(this.#context.arena.u64[at + i]!);
-      if (count > 0) drops[reason] = count;
-    }
-    return drops;
-  }
-
   detail(): PortDetail {
-    const offered = this.#device.features;
-    const acknowledged = this.#device.acknowledged;
-    const connected = this.#device.queues.some((q) => q.setup !== null);
-    const missing = missingFeatures({ offered, acknowledged, connected });
-    const drops: Record<string, number> = {};
-    for (const index of this.#device.queues.keys()) {
-      for (const [reason, n] of Object.entries(this.#drops(index))) drops[reason] = (drops[reason] ?? 0) + n;
-    }
     return {
       ...this.status(),
-      mtu: this.#device.mtu,
+      ...deviceDetail(this.#device, this.#context.arena),
       driverStatus: this.#session?.driverStatus ?? '',
-      features: { offered: featureNames(offered), acknowledged: featureNames(acknowledged), missing },
       protocolFeatures: {
         offered: vhostProtocolFeatureNames(this.#device.protocolFeatures),
         acknowledged: vhostProtocolFeatureNames(this.#session?.protocolFeatures ?? 0n),
       },
-      queues: this.#device.queues.map((_, index) => this.#queue(index)),
-      memory: this.#device.memory.regions.map(({ guestAddress, size, pageSize, sealed, reached }) => ({
-        guestAddress: `0x${guestAddress.toString(16)}`,
-        size: Number(size),
-        pageSize,
-        sealed,
-        reached,
-      })),
-      drops,
       addresses: { learned: this.#struct.get('addresses'), limit: this.#struct.get('addressLimit') },
       connections: this.#connections,
-    };
-  }
-
-  #queue(index: number): QueueStatus {
-    const { vring, setup, worker, error } = this.#device.queues[index]!;
-    return {
-      index,
-      direction: index % 2 === 1 ? 'rx' : 'tx',
-      kind: this.#device.packed ? 'packed' : 'split',
-      size: setup?.size ?? 0,
-      state: error !== null ? 'broken' : setup ? 'running' : 'stopped',
-      enabled: vring.get('enabled') === 1,
-      worker,
-      error,
-      packets: Number(vring.get64('packets')),
-      bytes: Number(vring.get64('bytes')),
-      ...this.#frames(vring),
-      notifications: Number(vring.get64('notifications')),
-      drops: this.#drops(index),
-    };
-  }
-
-  #frames(vring: VringStruct): Pick<QueueStatus, 'sizes' | 'casts'> {
-    const at = (vring.at + vring.offsets.sizes) >>> 3;
-    const counts = SIZES.map((name, i) => [name, Number(this.#context.arena.u64[at + i]!)]);
-    const [multicast, broadcast] = [vring.get64('multicasts'), vring.get64('broadcasts')].map(Number);
-    const unicast = Number(vring.get64('packets')) - multicast! - broadcast!;
-    return {
-      sizes: Object.fromEntries(counts) as unknown as SizeCounts,
-      // A worker may have counted one and not the other yet.
-      casts: { unicast: Math.max(0, unicast), multicast: multicast!, broadcast: broadcast! },
     };
   }
 
@@ -380,8 +265,4 @@ export class VhostUserPort implements Port {
 function fileId(path: string): string | undefined {
   const file = lstatSync(path, { throwIfNoEntry: false });
   return file && `${file.dev}:${file.ino}`;
-}
-
-function sum(counts: Record<string, number>): number {
-  return Object.values(counts).reduce((a, b) => a + b, 0);
 }

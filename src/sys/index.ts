@@ -7,5 +7,6 @@ export * from './ioctl.ts';
 export * from './memory.ts';
 export * from './notify.ts';
 export * from './poller.ts';
+export * from './runtime-directory.ts';
 export * from './thread.ts';
 export * from './unix-socket.ts';

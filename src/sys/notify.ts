@@ -8,6 +8,7 @@
  * Where the kernel has no asynchronous operations for us, write() has to do.
  */
 import { signal } from './eventfd.ts';
+import { ioctlNumber } from './ioctl.ts';
 import { aio, errnoByName, lastErrno, libc, pinned } from './libc.ts';
 
 /** Operations between two looks at the ring of those that are done. */
@@ -16,6 +17,9 @@ const EVENT_SIZE = 32;
 const IOCB_CMD_POLL = 5;
 const IOCB_FLAG_RESFD = 1;
 const POLLIN_OR_OUT = 1 | 4;
+
+/** linux/vduse.h: takes the queue's number, 32 bits. */
+const VDUSE_VQ_INJECT_IRQ = ioctlNumber('write', 0x81, 0x17, 4);
 
 // struct iocb: 64 bytes.
 const IOCB_OPCODE = 16;
@@ -31,6 +35,7 @@ export class Notifier {
   readonly #resultFd = new Int32Array(this.#operation.buffer, IOCB_RESFD, 1);
   readonly #list = pinned(8);
   readonly #done = pinned(BATCH * EVENT_SIZE);
+  readonly #queue = pinned(4);
   readonly #listAt: number;
   readonly #doneAt: number;
   /** The kernel's handle; 0: asynchronous operations can't be had. */
@@ -62,6 +67,12 @@ export class Notifier {
     if (++this.#submitted % BATCH === 0) aio!.collect(this.#context, BATCH, this.#doneAt);
     if (aio!.submit(this.#context, 1, this.#listAt) === 1) return true;
     return lastErrno() === errnoByName.EAGAIN && signal(fd);
+  }
+
+  /** Interrupts the driver of a queue of a VDUSE device; false where there is no driver now. One system call. */
+  interrupt(fd: number, queue: number): boolean {
+    this.#queue.writeUInt32LE(queue, 0);
+    return libc.ioctlPointer(fd, VDUSE_VQ_INJECT_IRQ, this.#queue) === 0;
   }
 
   close(): void {

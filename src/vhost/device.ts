@@ -7,8 +7,8 @@
  * call fails.
  */
 
-import type { BackendChannel } from './backend-channel.ts';
 import type { DeviceState } from './device-state.ts';
+import type { IotlbChannel } from './iotlb-misses.ts';
 import type { InflightLayout, IotlbMessage } from './messages.ts';
 
 /** One region of the memory table. Addresses and sizes are bytes, at full 64-bit width. */
@@ -37,6 +37,8 @@ export interface VringSetup {
   kickFd: number;
   /** Eventfd that interrupts the guest; -1: the guest polls. */
   callFd: number;
+  /** There where `callFd` is a VDUSE device: the queue that is interrupted through it. */
+  callQueue?: number;
   /** Eventfd that tells the front-end that the ring is broken; -1: none. */
   errFd: number;
   /** A ring that runs but isn't enabled takes packets from the guest, drops them, and gives none. */
@@ -122,7 +124,7 @@ export interface VhostUserDevice {
    */
   setIotlb?(message: IotlbMessage): Promise<void>;
   /** The way to ask something of the front-end; undefined: there is none, or none any more. */
-  setChannel?(channel: BackendChannel | undefined): void;
+  setChannel?(channel: IotlbChannel | undefined): void;
   /** The front-end is gone: every ring stopped, all memory unmapped, all descriptors closed. */
   reset(): Promise<void>;
 }

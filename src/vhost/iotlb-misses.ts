@@ -2,20 +2,24 @@
  * What is asked of a front-end with an IOMMU: translations that a ring waits for, and those that it will need next.
  */
 import type { VringStruct } from '../arena/index.ts';
-import type { BackendChannel } from './backend-channel.ts';
-import { ACCESS_READ, ACCESS_WRITE, iotlb } from './messages.ts';
+import { ACCESS_READ, ACCESS_WRITE, type IotlbMessage, iotlb } from './messages.ts';
 
 const PAGE = 4096n;
 /** Questions without an answer; beyond that older ones are asked again when they are needed. */
 const MOST = 1024;
 
+/** Whoever can be asked. */
+export interface IotlbChannel {
+  iotlb(message: IotlbMessage): void;
+}
+
 /** Asks for each page once, until an answer comes. */
 export class Misses {
   readonly #asked = new Map<bigint, number>();
-  #channel: BackendChannel | undefined;
+  #channel: IotlbChannel | undefined;
 
   /** Asks this front-end from now on, anew. */
-  use(channel: BackendChannel | undefined): void {
+  use(channel: IotlbChannel | undefined): void {
     this.#channel = channel;
     this.#asked.clear();
   }

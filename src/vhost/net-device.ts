@@ -20,14 +20,13 @@ import { maySend, takes } from '../virtio/offloads.ts';
 import * as packed from '../virtio/packed-ring.ts';
 import * as split from '../virtio/split-ring.ts';
 import type { Workers } from '../workers/workers.ts';
-import type { BackendChannel } from './backend-channel.ts';
 import type { LogSetup, MemoryRegion, VhostUserDevice, VringChange, VringSetup } from './device.ts';
 import type { DeviceState } from './device-state.ts';
 import { DirtyLog } from './dirty-log.ts';
 import { nextFlowTable } from './flow-table.ts';
 import { Inflight } from './inflight.ts';
 import { Iotlb } from './iotlb.ts';
-import { buffersAhead, Misses } from './iotlb-misses.ts';
+import { buffersAhead, type IotlbChannel, Misses } from './iotlb-misses.ts';
 import { MemoryTable } from './memory-table.ts';
 import { ACCESS_READ, ACCESS_WRITE, type InflightLayout, type IotlbMessage, iotlb } from './messages.ts';
 import { Windows } from './windows.ts';
@@ -218,6 +217,7 @@ export class NetDevice implements VhostUserDevice {
         const vring = this.#structures.vring(at);
         vring.set('port', this.#slot);
         vring.set('callFd', -1);
+        vring.set('callQueue', -1);
         vring.set('writes', this.queues.length % 2 === 0 ? 1 : 0);
         this.queues.push({
           index: this.queues.length,
@@ -387,8 +387,7 @@ export class NetDevice implements VhostUserDevice {
       q.vring.set('size', setup.size);
       if (!this.#iotlb) {
         this.#place(q, setup);
-        this.#setPlace(q, setup);
-        this.#inflight?.start(index, q.vring, this.packed);
+        this.#takeUp(q, setup);
       }
       if (this.#iotlb && index % 2 === 0) this.#letHold(q);
       // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it. But
@@ -419,6 +418,7 @@ export class NetDevice implements VhostUserDevice {
     vring.set('signalledValid', 0);
     vring.set('error', 0);
     vring.set('callFd', setup.callFd);
+    vring.set('callQueue', setup.callQueue ?? -1);
     vring.set('callRound', NO_ROUND);
     vring.set('enabled', setup.enabled ? 1 : 0);
     this.#goOn(q);
@@ -428,7 +428,7 @@ export class NetDevice implements VhostUserDevice {
       this.#workers.wake(q.worker);
     }
     // What the guest did before may wait for an interrupt that a predecessor of ours never sent.
-    if (setup.callFd >= 0) this.#workers.notify(setup.callFd);
+    if (setup.callFd >= 0) this.#workers.notify(setup.callFd, setup.callQueue);
     this.#changed();
   }
 
@@ -437,14 +437,15 @@ export class NetDevice implements VhostUserDevice {
     return this.queues.flatMap(({ worker }) => (worker === null ? [] : [worker]));
   }
 
-  /** Says where a ring goes on. */
-  #setPlace({ vring }: Queue, { base }: VringSetup): void {
+  /** Says where a ring goes on; notes of buffers in work know it better. Throws where they are wrong. */
+  #takeUp({ index, vring }: Queue, { base }: VringSetup): void {
     // A back-end that died could not say where it was: the used ring can, and what it had in work comes again,
     // unless there are notes. (DPDK's virtio-user starts the rings of a back-end that came back with base 0.)
     // A packed ring has no such place; the front-end then says it all (QEMU's higher half may be missing).
     const used = this.packed ? base >>> 16 || base : this.#readUsedIdx(vring);
     vring.set('lastAvail', this.packed ? base & 0xffff : used);
     vring.set('usedIdx', used);
+    this.#inflight?.start(index, vring, this.packed);
   }
 
   /** Reads and writes what a ring has in memory at its start, once its parts are found. */
@@ -452,8 +453,6 @@ export class NetDevice implements VhostUserDevice {
     const { vring } = q;
     const setup = q.setup!;
     q.launched = true;
-    // Notes of buffers in work have said where it goes on; they are not kept where rings are found later.
-    if (vring.get('inflight') === 0) this.#setPlace(q, setup);
     // No kicks until a worker asks for them; for buffers to receive into, never (2.7.10: used.flags).
     if (this.packed) this.#arena.u32[vring.get('used') >>> 2] = EVENT_DISABLE << 16;
     else this.#arena.u8[vring.get('used')] = NO_NOTIFY;
@@ -494,7 +493,7 @@ export class NetDevice implements VhostUserDevice {
     }
   }
 
-  setChannel(channel: BackendChannel | undefined): void {
+  setChannel(channel: IotlbChannel | undefined): void {
     this.#misses.use(channel);
     if (channel) for (const q of this.queues) this.#retry(q);
   }
@@ -534,13 +533,30 @@ export class NetDevice implements VhostUserDevice {
     if (access !== undefined) {
       // It was translated, and that isn't allowed.
       this.#misses.refuse(address, needed);
-      vring.set('error', NO_ACCESS);
-      vring.set64('errorValue', address);
-      vring.set('state', BROKEN);
-      this.#report(q);
+      this.#forbid(q, address);
       return;
     }
     this.#misses.ask(address, needed);
+  }
+
+  /** Breaks a ring that waits for a translation which there won't be. */
+  #forbid(q: Queue, address: bigint): void {
+    q.vring.set('error', NO_ACCESS);
+    q.vring.set64('errorValue', address);
+    q.vring.set('state', BROKEN);
+    this.#report(q);
+  }
+
+  /** There is no translation of this page, which was asked for: whoever waits for it breaks. */
+  refuseIotlb(page: bigint, size: bigint): void {
+    this.#misses.answered(page, size);
+    for (const q of this.queues) {
+      if (q.vring.get('state') !== WAITING) continue;
+      const address = q.vring.get64('missAddress');
+      if (q.placed && address >= page && address < page + size) this.#forbid(q, address);
+      else if (!q.placed && this.#lies(q, page, size))
+        this.#misfit(q, `I/O address 0x${page.toString(16)}, where it should lie, is not mapped`);
+    }
   }
 
   /** Asks for the translations of the next buffers of a ring. */
@@ -578,6 +594,7 @@ export class NetDevice implements VhostUserDevice {
     try {
       this.#forgetTranslation(q);
       this.#place(q, setup);
+      if (!q.launched) this.#takeUp(q, setup);
       q.placed = true;
       // What was wrong with its place before isn't any more.
       if (q.vring.get('error') === 0) q.error = null;

@@ -38,7 +38,7 @@ function run(setup: WorkerSetup): void {
   const i32 = new Int32Array(setup.memory.buffer);
   const at = constant(layout, 'WORKERS') + setup.index * constant(layout, 'WORKER_STRIDE');
   const worker = fields(layout, 'Worker', ['stop', 'callCount', 'brokenCount']);
-  const vring = fields(layout, 'Vring', ['callFd', 'callRound']);
+  const vring = fields(layout, 'Vring', ['callFd', 'callRound', 'callQueue']);
   const stop = (at + worker.stop) >>> 2;
   const callCount = (at + worker.callCount) >>> 2;
   const brokenCount = (at + worker.brokenCount) >>> 2;
@@ -59,7 +59,10 @@ function run(setup: WorkerSetup): void {
         // The round's number comes again some day; the note that this ring was in its list must not.
         u32[(ring + vring.callRound) >>> 2] = NO_ROUND;
         const fd = i32[(ring + vring.callFd) >>> 2]!;
-        if (fd >= 0) notifier.signal(fd);
+        if (fd < 0) continue;
+        const queue = i32[(ring + vring.callQueue) >>> 2]!;
+        if (queue < 0) notifier.signal(fd);
+        else notifier.interrupt(fd, queue);
       }
       u32[callCount] = 0;
     }

@@ -180,9 +180,10 @@ export class Workers {
     this.#threads[worker]!.epoll.remove(kickFd);
   }
 
-  /** Signals an eventfd that a peer shares with us. */
-  notify(fd: number): void {
-    sharedNotifier().signal(fd);
+  /** Signals an eventfd that a peer shares with us; or interrupts a queue of a VDUSE device, which `fd` then is. */
+  notify(fd: number, queue = -1): void {
+    if (queue < 0) sharedNotifier().signal(fd);
+    else sharedNotifier().interrupt(fd, queue);
   }
 
   wake(worker: number): void {
