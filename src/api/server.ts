@@ -75,6 +75,7 @@ const STATUS_OF: Record<SwitchErrorCode, number> = {
   PORT_EXISTS: 409,
   LIMIT: 409,
   SOCKET: 409,
+  IN_USE: 409,
 };
 
 interface Reply {

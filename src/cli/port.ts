@@ -1,7 +1,7 @@
 /** `vireo port add`, `del` and `show`: one port. */
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
-import type { PortDetail, PortSpec, SizeCounts } from '../switch/types.ts';
+import type { PortDetail, PortSpec, PortStatus, SizeCounts } from '../switch/types.ts';
 import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
 import { bytes, count, pairs, table } from './table.ts';
 
@@ -9,6 +9,8 @@ export const PORT_FORM = `
 A port is NAME=TYPE:TARGET[,key=value…]:
   NAME                 1 to 63 letters, digits, "_", "." or "-"
   TYPE:TARGET          vhost-user:PATH of the unix socket; a comma in PATH is written twice
+                       vduse:DEVICE, a vDPA device of the kernel, /dev/vduse/DEVICE, which \`vdpa dev add
+                       name DEVICE mgmtdev vduse\` attaches; it has one queue pair and no role
   role=server|client   server (default): listens on PATH; client: dials it, again when it is gone
   max-addresses=N      most MAC addresses learned on this port
   features=-A,-B,+C    offers the guest less or more than by default, such as -packed,-in-order
@@ -20,10 +22,21 @@ export async function readPort(text: string): Promise<PortSpec> {
   const { checkPortSpec, parsePortSpec } = await import('../switch/spec.ts');
   try {
     const spec = parsePortSpec(text);
-    return checkPortSpec({ ...spec, target: resolve(spec.target) });
+    return checkPortSpec(withPath(spec));
   } catch (error) {
     throw new UsageError(`port '${text.slice(0, 200)}': ${(error as Error).message}`);
   }
+}
+
+/** A socket's path made absolute. */
+export function withPath(spec: PortSpec): PortSpec {
+  return spec.type === 'vhost-user' ? { ...spec, target: resolve(spec.target) } : spec;
+}
+
+/** What a port does, as `listens on /tmp/a.sock`. */
+export function doing({ type, role, target }: Pick<PortStatus, 'type' | 'role' | 'target'>): string {
+  if (type === 'vduse') return `is /dev/vduse/${target}`;
+  return `${role === 'server' ? 'listens on' : 'dials'} ${target}`;
 }
 
 export function declarePort(program: Command): void {
@@ -51,11 +64,7 @@ export function declarePort(program: Command): void {
     const options = optionsOf(add);
     const spec = await readPort(text);
     const added = await (await connect(options)).addPort(spec);
-    print(
-      options,
-      added,
-      () => `port ${added.name} ${added.role === 'server' ? 'listens on' : 'dials'} ${added.target}\n`,
-    );
+    print(options, added, () => `port ${added.name} ${doing(added)}\n`);
   });
 
   const del = speaksToSwitch(
@@ -103,7 +112,7 @@ export function portText(port: PortDetail): string {
       ['port', port.name],
       ['type', port.type],
       ['target', port.target],
-      ['role', port.role === 'server' ? 'server: listens for a front-end' : 'client: dials the front-end'],
+      ...(port.type === 'vduse' ? [] : [roleLine(port)]),
       ['state', port.state],
       ['rings', port.rings || 'not negotiated'],
       ['connections', count(port.connections)],
@@ -195,6 +204,10 @@ export function portText(port: PortDetail): string {
     featureSection('Protocol features', { ...port.protocolFeatures, missing: [] }),
   ];
   return sections.filter((text) => text !== '').join('\n');
+}
+
+function roleLine({ role }: PortDetail): [string, string] {
+  return ['role', role === 'server' ? 'server: listens for a front-end' : 'client: dials the front-end'];
 }
 
 function section(title: string, columns: Parameters<typeof table>[0], rows: string[][]): string {

@@ -6,7 +6,7 @@ import { resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { PollMode, PortSpec, PortStatus, SwitchEvents, SwitchOptions } from '../switch/types.ts';
 import { PlainError, wholeNumber, withExamples } from './command.ts';
-import { PORT_FORM, readPort } from './port.ts';
+import { doing, PORT_FORM, readPort, withPath } from './port.ts';
 import { firstSignal } from './signal.ts';
 
 interface UpOptions {
@@ -81,7 +81,7 @@ async function readOptions(file: string | undefined, given: UpOptions): Promise<
       throw new PlainError((error as Error).message);
     }
   }
-  const ports: PortSpec[] = (options.ports ?? []).map((port) => ({ ...port, target: resolve(port.target) }));
+  const ports: PortSpec[] = (options.ports ?? []).map(withPath);
   for (const text of given.port ?? []) ports.push(await readPort(text));
   options = { ...options, ports };
   for (const key of ['name', 'workers', 'cpus', 'poll'] as const) {
@@ -90,8 +90,7 @@ async function readOptions(file: string | undefined, given: UpOptions): Promise<
   return options;
 }
 
-const describe = ({ name, role, target }: PortStatus) =>
-  `${name} ${role === 'server' ? 'listens on' : 'dials'} ${target}`;
+const describe = (port: PortStatus) => `${port.name} ${doing(port)}`;
 
 type Told = Exclude<keyof SwitchEvents, 'error'>;
 

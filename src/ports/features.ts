@@ -133,11 +133,30 @@ export function offeredFeatures(port: OwnConfiguration = {}): { features: bigint
   return { features: bits, protocolFeatures: protocolBits };
 }
 
+/** What the kernel's VDUSE has no place for: it takes a network device with a control queue only from later on. */
+const NOT_IN_VDUSE =
+  features.VHOST_USER_F_PROTOCOL_FEATURES |
+  features.VHOST_F_LOG_ALL |
+  features.VIRTIO_NET_F_MQ |
+  features.VIRTIO_NET_F_CTRL_VQ;
+
+/** The bits that a VDUSE device offers: it has a configuration space, of which the driver believes what it says. */
+export function vduseFeatures(port: OwnConfiguration): bigint {
+  let bits = offeredFeatures(port).features & ~NOT_IN_VDUSE & ~features.VIRTIO_NET_F_MTU;
+  bits |= features.VIRTIO_NET_F_STATUS;
+  if (port.mac !== undefined) bits |= features.VIRTIO_NET_F_MAC;
+  if (port.mtu !== undefined) bits |= features.VIRTIO_NET_F_MTU;
+  if (port.speed !== undefined) bits |= features.VIRTIO_NET_F_SPEED_DUPLEX;
+  return bits;
+}
+
 /** What a guest usually wants and doesn't have here, and why. */
 export function missingFeatures(port: {
   offered: bigint;
   acknowledged: bigint;
   connected: boolean;
+  /** The device is the kernel's. */
+  vduse?: boolean;
 }): { name: string; reason: string }[] {
   const missing: { name: string; reason: string }[] = [];
   for (const { word, names, offer, option } of VIRTIO) {
@@ -148,13 +167,15 @@ export function missingFeatures(port: {
         continue;
       const hint = option ? `; QEMU's device takes ${option}` : '';
       const reason =
-        offer === 'later'
-          ? 'Vireo does not offer it yet'
-          : !(port.offered & features[name])
-            ? `this port's features=-${word} switched it off`
-            : port.connected
-              ? `the guest or its front-end did not acknowledge it${hint}`
-              : 'no guest has negotiated yet';
+        port.vduse && NOT_IN_VDUSE & features[name]
+          ? "the kernel's VDUSE gives a network device no control queue"
+          : offer === 'later'
+            ? 'Vireo does not offer it yet'
+            : !(port.offered & features[name])
+              ? `this port's features=-${word} switched it off`
+              : port.connected
+                ? `the guest or its front-end did not acknowledge it${hint}`
+                : 'no guest has negotiated yet';
       missing.push({ name, reason });
     }
   }

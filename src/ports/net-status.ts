@@ -76,10 +76,10 @@ function dropsOf(vring: VringStruct, arena: Arena): Record<string, number> {
 
 type DeviceDetail = Pick<PortDetail, 'mtu' | 'features' | 'queues' | 'memory' | 'drops'>;
 
-export function deviceDetail(device: NetDevice, arena: Arena): DeviceDetail {
+export function deviceDetail(device: NetDevice, arena: Arena, vduse = false): DeviceDetail {
   const { features: offered, acknowledged } = device;
   const connected = device.queues.some((q) => q.setup !== null);
-  const missing = missingFeatures({ offered, acknowledged, connected });
+  const missing = missingFeatures({ offered, acknowledged, connected, vduse });
   const drops: Record<string, number> = {};
   for (const { vring } of device.queues) {
     for (const [reason, n] of Object.entries(dropsOf(vring, arena))) drops[reason] = (drops[reason] ?? 0) + n;

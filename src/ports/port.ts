@@ -33,6 +33,8 @@ export interface Port {
   detail(): PortDetail;
   /** The data plane stopped a ring somewhere: say so if it is this port's. */
   reportBroken(): void;
+  /** Why it can't be removed now, in one sentence that says what to do; undefined: it can. */
+  inUse?(): string | undefined;
   /** Resolves when nothing of the port is left: no socket, no descriptor, no memory. */
   close(): Promise<void>;
 }

@@ -2,9 +2,10 @@
 
 /**
  * `NO_SUCH_PORT`, `PORT_EXISTS`: a port's name. `BAD_SPEC`: a port or an option is wrongly described.
- * `LIMIT`: the switch holds no more of it. `SOCKET`: a socket's path can't be used.
+ * `LIMIT`: the switch holds no more of it. `SOCKET`: a socket's path, or a device, can't be used. `IN_USE`: a port
+ * whose device the kernel uses can't be removed.
  */
-export type SwitchErrorCode = 'NO_SUCH_PORT' | 'PORT_EXISTS' | 'BAD_SPEC' | 'LIMIT' | 'SOCKET';
+export type SwitchErrorCode = 'NO_SUCH_PORT' | 'PORT_EXISTS' | 'BAD_SPEC' | 'LIMIT' | 'SOCKET' | 'IN_USE';
 
 /** What the switch refuses. `field` names the field at fault where there is one, e.g. `ports[0].role`. */
 export class SwitchError extends Error {

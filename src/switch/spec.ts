@@ -69,6 +69,14 @@ const socketPath = (() => {
   return z.string(told).refine(fits, told);
 })();
 
+/** VDUSE_NAME_MAX allows more; this is a name for files, too. */
+const deviceName = (() => {
+  const told = expected(
+    'the name of a vDPA device, 1 to 63 letters, digits, "_", "." or "-", not "control", such as "vdpa0"',
+  );
+  return z.string(told).regex(/^(?!control$)[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/, told);
+})();
+
 const featureChoice = z
   .string(expected('features with a sign each, such as "-packed,-in-order"'))
   .superRefine((choice, context) => {
@@ -91,8 +99,9 @@ const stationAddress = (() => {
 const portObject = z.strictObject(
   {
     name: name("a port's", 'vm1'),
-    type: z.literal('vhost-user', expected('"vhost-user"')),
-    target: socketPath,
+    type: z.enum(['vhost-user', 'vduse'], expected('"vhost-user" or "vduse"')),
+    // What it has to be the type says: checkTarget.
+    target: z.any().optional(),
     role: z.enum(['server', 'client'], expected('"server" or "client"')).optional(),
     maxAddresses: wholeNumber(1, MAX_ADDRESSES).optional(),
     features: featureChoice.optional(),
@@ -106,16 +115,37 @@ const portObject = z.strictObject(
 
 const portKeys = Object.keys(portObject.shape);
 
-/** A port: an object, or its form in one line. */
-export const portSpecSchema = z.preprocess((value, context) => {
-  if (typeof value !== 'string') return value;
-  try {
-    return split(value);
-  } catch (error) {
-    context.issues.push({ code: 'custom', message: (error as Error).message, input: value });
-    return value;
+/** What depends on a port's type: its target, and what only sockets can have. */
+function checkType(port: unknown, context: z.RefinementCtx): void {
+  if (typeof port !== 'object' || port === null || Array.isArray(port)) return;
+  const { type, target, role, queues, features } = port as Record<string, unknown>;
+  const add = (field: string, message: string) =>
+    context.addIssue({ code: 'custom', path: [field], message });
+  const faults = (type === 'vduse' ? deviceName : socketPath).safeParse(target).error?.issues ?? [];
+  for (const { message } of faults.slice(0, 1)) add('target', message);
+  if (type !== 'vduse') return;
+  if (role !== undefined) add('role', `expected none for a vduse port, found ${show(role)}`);
+  if (typeof queues === 'number' && queues > 1)
+    add('queues', `expected 1: the kernel's VDUSE gives a network device no control queue, found ${queues}`);
+  for (const word of typeof features === 'string' ? features.toLowerCase().split(',') : []) {
+    if (/^-(version[-_]1|iommu)$/.test(word))
+      add('features', `expected no ${word}: the kernel takes no VDUSE device without`);
   }
-}, portObject);
+}
+
+/** A port: an object, or its form in one line. */
+export const portSpecSchema = z.preprocess(
+  (value, context) => {
+    if (typeof value !== 'string') return value;
+    try {
+      return split(value);
+    } catch (error) {
+      context.issues.push({ code: 'custom', message: (error as Error).message, input: value });
+      return value;
+    }
+  },
+  portObject.superRefine(checkType, { when: () => true }),
+);
 
 /** Ports must differ in name and in socket. */
 function checkDistinct(ports: unknown, context: z.RefinementCtx): void {
@@ -262,7 +292,9 @@ function refuse(problems: Problem[]): never {
 /** Checks the options of a whole switch without throwing: the options, or all that is wrong with them. */
 export function examineSwitchOptions(value: unknown): SwitchOptions | Problem[] {
   const result = switchOptionsSchema.safeParse(value);
-  return result.success ? result.data : problemsOf(result.error, Object.keys(switchObject.shape));
+  return result.success
+    ? (result.data as SwitchOptions)
+    : problemsOf(result.error, Object.keys(switchObject.shape));
 }
 
 /** The options of a switch, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
@@ -277,7 +309,7 @@ export function checkSwitchOptions(value: unknown): SwitchOptions {
  */
 export function checkPortSpec(value: unknown): PortSpec {
   const result = portSpecSchema.safeParse(value);
-  if (result.success) return result.data;
+  if (result.success) return result.data as PortSpec;
   const inText = typeof value === 'string';
   const problems = problemsOf(result.error, inText ? portKeys.map(kebab) : portKeys);
   if (!inText) return refuse(problems);

@@ -7,7 +7,8 @@ import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { Arena, Structures } from '../arena/index.ts';
-import type { Port } from '../ports/port.ts';
+import type { Port, PortContext } from '../ports/port.ts';
+import { VdusePort } from '../ports/vduse.ts';
 import { VhostUserPort } from '../ports/vhost-user.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
 import { Workers } from '../workers/workers.ts';
@@ -123,11 +124,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     }
     const rival = [...this.#ports.values()].find(({ port }) => port.spec.target === spec.target)?.port;
     if (rival) {
-      throw new SwitchError(
-        'BAD_SPEC',
-        `port ${rival.spec.name} has the socket ${spec.target} already`,
-        'target',
-      );
+      throw new SwitchError('BAD_SPEC', `port ${rival.spec.name} has ${spec.target} already`, 'target');
     }
     const slot = this.#freeSlot();
     const struct = this.#structures.port(slot);
@@ -135,7 +132,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     struct.set('notLearned', 0);
     struct.set('used', 1);
     try {
-      const port = new VhostUserPort(spec, {
+      const port = openPort(spec, {
         arena: this.#arena,
         structures: this.#structures,
         workers: this.#workers,
@@ -167,9 +164,11 @@ export class Switch extends EventEmitter<SwitchEvents> {
     throw new SwitchError('LIMIT', `the switch has ${limit} ports, which is its limit: ${more}`);
   }
 
-  /** Removes a port: its guest loses its link, others notice nothing. */
+  /** Removes a port: its guest loses its link, others notice nothing. Rejects with a SwitchError: NO_SUCH_PORT, IN_USE. */
   async removePort(name: string): Promise<void> {
     const entry = this.#find(name);
+    const use = entry.port.inUse?.();
+    if (use) throw new SwitchError('IN_USE', `port ${name}: ${use}`, 'name');
     this.#ports.delete(name);
     this.#busy.add(name);
     try {
@@ -263,6 +262,10 @@ export class Switch extends EventEmitter<SwitchEvents> {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+}
+
+function openPort(spec: PortSpec, context: PortContext): Port {
+  return spec.type === 'vduse' ? new VdusePort(spec, context) : new VhostUserPort(spec, context);
 }
 
 /** The address in a forwarding entry: low 48 bits, first byte lowest. */

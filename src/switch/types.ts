@@ -10,14 +10,15 @@ export type PollMode = 'adaptive' | 'busy';
 /** Who owns the socket: `server` listens on it, `client` dials it and dials again when it is gone. */
 export type Role = 'server' | 'client';
 
-/** A port as configured. One kind of port so far. */
+/** A port as configured. */
 export interface PortSpec {
   /** 1 to 63 characters of `A-Z a-z 0-9 _ . -`, the first a letter or digit; unique in the switch. */
   name: string;
-  type: 'vhost-user';
-  /** Path of the unix socket, at most 107 bytes. */
+  /** `vhost-user`: a socket for a virtual machine; `vduse`: a vDPA device of the kernel. */
+  type: 'vhost-user' | 'vduse';
+  /** Path of the unix socket, at most 107 bytes; of the vDPA device its name. */
   target: string;
-  /** Default `server`. */
+  /** Of the socket; default `server`. */
   role?: Role;
   /** Most MAC addresses learned on this port; default: the switch's `maxAddressesPerPort`. */
   maxAddresses?: number;
@@ -62,7 +63,7 @@ export interface Counters {
 }
 
 /**
- * `listening`, `dialing`: no front-end yet. `connected`: a front-end negotiates. `up`: both rings run and are
+ * `listening`, `dialing`: no front-end yet, and no driver of a vDPA device. `connected`: a front-end negotiates. `up`: both rings run and are
  * enabled. `broken`: a queue was stopped for what the guest did. `failed`: the socket can't be used.
  */
 export type PortState = 'listening' | 'dialing' | 'connected' | 'up' | 'broken' | 'failed';

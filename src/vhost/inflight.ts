@@ -9,6 +9,8 @@
  *
  * Everything read from the memory is the front-end's word, and checked.
  */
+import { constants, fstatSync, ftruncateSync, mkdirSync, openSync, rmSync } from 'node:fs';
+import { dirname } from 'node:path';
 import type { Arena, Range, VringStruct } from '../arena/index.ts';
 import { closeFd, fileInfo, memfd, sealAgainstShrink } from '../sys/index.ts';
 import { type InflightLayout, ProtocolError } from './messages.ts';
@@ -37,6 +39,36 @@ export function createInflight(
 ): InflightLayout & { fd: number } {
   const size = queues * regionLength(queueSize, packed);
   return { fd: memfd('vireo-inflight', size), size: BigInt(size), offset: 0n, queues, queueSize };
+}
+
+/**
+ * The same in a file that outlives this program: a new one, or (`keep`) the one that a predecessor left. Throws an
+ * Error where that is gone and a packed ring's place with it; the place of a split one is in the ring.
+ */
+export function openInflight(
+  path: string,
+  queues: number,
+  queueSize: number,
+  packed: boolean,
+  keep: boolean,
+): InflightLayout & { fd: number } {
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  if (!keep) rmSync(path, { force: true });
+  const fd = openSync(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600);
+  const size = queues * regionLength(queueSize, packed);
+  try {
+    if (fstatSync(fd).size < size) {
+      if (keep && packed)
+        throw new Error(
+          `${path} is gone, the notes of where the packed rings are: the driver has to start anew`,
+        );
+      ftruncateSync(fd, size);
+    }
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+  return { fd, size: BigInt(size), offset: 0n, queues, queueSize };
 }
 
 /** Does the file hold what is said of it? Throws a ProtocolError. */

@@ -144,6 +144,11 @@ export class MemoryTable {
 
   /** Maps one more region, whose descriptor it takes. Only while nobody reads the table. Fails as `replace` does. */
   add(region: MemoryRegion): void {
+    const most = this.#structures.constant('MAX_REGIONS');
+    if (this.#regions.length >= most) {
+      closeFd(region.fd);
+      throw new Error(`the guest's memory has more than ${most} regions`);
+    }
     this.#regions.push(this.#map(region, this.#fits([region]) || region.size <= SMALL));
     this.#publish();
   }
@@ -211,8 +216,9 @@ export class MemoryTable {
     try {
       const sealed = sealAgainstShrink(fd) || seals(fd).shrink;
       // Looked at once it can't change any more, where it can't: what was checked before may be gone by now.
-      const { pageSize, size: fileSize } = fileInfo(fd);
-      if (fileSize < offset + size)
+      const { pageSize, size: fileSize, kind } = fileInfo(fd);
+      // What the kernel maps by itself (VDUSE's bounce buffer) has no size.
+      if (kind === 'file' && fileSize < offset + size)
         throw new Error(`its file has ${fileSize} bytes, ${offset + size} are needed`);
       // Mapped from a page of the file on; the region may begin in the middle of a page of 2 MiB.
       const page = BigInt(pageSize);

@@ -8,12 +8,27 @@
  *
  * Requests, misses of translations and rings that are late are worked off one at a time, in order.
  */
-import { closeFd, duplicateFd, EPOLLERR, EPOLLIN, eventfd, fdKind, fileInfo, type Poller } from '../sys/index.ts';
+import {
+  closeFd,
+  duplicateFd,
+  EPOLLERR,
+  EPOLLIN,
+  eventfd,
+  fdKind,
+  fileInfo,
+  type Poller,
+} from '../sys/index.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
 import { deviceStatus, statusNames } from '../virtio/status.ts';
 import { type InflightLayout, iotlb } from './messages.ts';
 import type { NetDevice } from './net-device.ts';
-import { encodeResponse, type RingState, type VduseDevice, type VduseRequest } from './vduse.ts';
+import {
+  encodeResponse,
+  type RingState,
+  type VduseDevice,
+  type VduseRequest,
+  type VduseRing,
+} from './vduse.ts';
 
 /** Most entries of a ring. */
 export const MAX_RING = 1024;
@@ -23,7 +38,6 @@ const FIRST_LOOK = 1;
 const LAST_LOOK = 100;
 /** Requests taken at a time; the kernel has one or two. */
 const MOST_REQUESTS = 16;
-const LAST_ADDRESS = 0xffff_ffff_ffff_ffffn;
 
 export interface VduseSessionOptions {
   device: NetDevice;
@@ -49,6 +63,8 @@ export class VduseSession {
   /** Queues that the driver has said it uses and that aren't ready yet are looked at again. */
   #timer: NodeJS.Timeout | null = null;
   #delay = FIRST_LOOK;
+  /** Rings that could not be started, until the driver resets. */
+  readonly #failed = new Set<number>();
   /** Pages that rings wait for. */
   readonly #missing = new Set<bigint>();
   /** The work in hand and all that waits behind it. */
@@ -137,7 +153,8 @@ export class VduseSession {
   /** Where a ring would go on now. */
   #state(index: number): { index: number; state: RingState } {
     const q = this.#device.queues[index];
-    if (index >= this.#device.queuePairs * 2) throw new Error(`the kernel asked for queue ${index}, there is none`);
+    if (index >= this.#device.queuePairs * 2)
+      throw new Error(`the kernel asked for queue ${index}, there is none`);
     if (!q?.setup) {
       const base = this.#kernel.ring(index, this.#device.packed)?.base ?? 0;
       return { index, state: this.#device.packed ? { packed: base } : { split: base } };
@@ -154,7 +171,8 @@ export class VduseSession {
     }
     const rising = status & ~this.#status;
     if (rising & deviceStatus.FEATURES_OK) this.#checkFeatures();
-    if (rising & deviceStatus.FAILED) this.#options.onError("the kernel's driver gave up on the device (FAILED)");
+    if (rising & deviceStatus.FAILED)
+      this.#options.onError("the kernel's driver gave up on the device (FAILED)");
     this.#status = status;
     return (rising & deviceStatus.DRIVER_OK) !== 0;
   }
@@ -170,6 +188,7 @@ export class VduseSession {
     this.#status = 0;
     this.#stopLooking();
     this.#missing.clear();
+    this.#failed.clear();
     await this.#device.reset();
     this.#options.onReset(reason);
   }
@@ -191,7 +210,7 @@ export class VduseSession {
   async #look(): Promise<void> {
     let late = false;
     for (let index = 0; index < this.#device.queuePairs * 2; index++) {
-      if (this.#device.queues[index]?.setup) continue;
+      if (this.#device.queues[index]?.setup || this.#failed.has(index)) continue;
       const ring = this.#kernel.ring(index, this.#device.packed);
       if (ring === undefined) throw new Error(`the device has no queue ${index}: it was made with fewer`);
       if (ring.ready && ring.size > 0) await this.#startRing(index, ring);
@@ -208,3 +227,106 @@ export class VduseSession {
     this.#timer = null;
     this.#delay = FIRST_LOOK;
   }
+
+  async #startRing(index: number, { size, base, desc, driver, device }: VduseRing): Promise<void> {
+    try {
+      const wrong = !this.#device.packed && (size & (size - 1)) !== 0;
+      if (size > MAX_RING || wrong)
+        throw new Error(`size ${size}, a power of 2 of at most ${MAX_RING} expected`);
+      // Only what comes from the driver is waited for.
+      const kickFd = index % 2 === 1 ? eventfd() : -1;
+      if (kickFd >= 0) this.#kernel.setKick(index, kickFd);
+      await this.#device.startVring(index, {
+        size,
+        base,
+        descUser: desc,
+        availUser: driver,
+        usedUser: device,
+        kickFd,
+        callFd: duplicateFd(this.#kernel.fd),
+        callQueue: index,
+        errFd: -1,
+        enabled: true,
+      });
+    } catch (error) {
+      this.#failed.add(index);
+      this.#options.onError(`queue ${index}: ${(error as Error).message}`);
+    }
+  }
+
+  /** A ring needs the translation of this page. */
+  #miss(page: bigint): void {
+    if (this.#missing.size === 0) this.#then(() => this.#answerMisses());
+    this.#missing.add(page);
+  }
+
+  async #answerMisses(): Promise<void> {
+    for (const page of this.#missing) {
+      this.#missing.delete(page);
+      const known = this.#device.memory.regions.some(
+        ({ guestAddress, size }) => page >= guestAddress && page < guestAddress + size,
+      );
+      // Mapped meanwhile, by the answer for another page: that one has told all rings.
+      if (!known) await this.#map(page);
+    }
+  }
+
+  /** Maps the range in which a page lies; says that there is none where the kernel has none. */
+  async #map(page: bigint): Promise<void> {
+    const range = this.#kernel.iotlb(page);
+    if (!range) {
+      this.#device.refuseIotlb(page, 4096n);
+      return;
+    }
+    const { start, last, offset, access } = range;
+    const size = last - start + 1n;
+    // The kernel's descriptor would be inherited by programs that this one starts.
+    let fd: number;
+    try {
+      fd = duplicateFd(range.fd);
+    } finally {
+      closeFd(range.fd);
+    }
+    try {
+      checkFile(fd);
+    } catch (error) {
+      closeFd(fd);
+      this.#device.refuseIotlb(start, size);
+      throw error;
+    }
+    try {
+      // One space of addresses is enough: the device's own ones are those of the driver.
+      await this.#device.addRegion({ guestAddress: start, userAddress: start, size, mmapOffset: offset, fd });
+    } catch (error) {
+      this.#device.refuseIotlb(start, size);
+      throw error;
+    }
+    await this.#device.setIotlb({ type: iotlb.UPDATE, iova: start, size, userAddress: start, access });
+  }
+
+  /** The kernel has changed what is behind these addresses: when this resolves nobody uses what was there before. */
+  async #forget(start: bigint, last: bigint): Promise<void> {
+    const { regions } = this.#device.memory;
+    const gone = regions.filter(
+      ({ guestAddress, size }) => guestAddress <= last && guestAddress + size > start,
+    );
+    if (gone.length === 0) return;
+    if (gone.length === regions.length) await this.#device.setMemoryTable([]);
+    else for (const region of gone) await this.#device.removeRegion(region);
+  }
+
+  /** Answers no more, and stops the rings; the descriptor stays open. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    this.#ignore();
+    this.#stopLooking();
+    await this.#work;
+    await this.#device.reset();
+  }
+}
+
+/** The kernel's own memory, or a file that the one behind vhost_vdpa has mapped: nothing else is known to be sound. */
+function checkFile(fd: number): void {
+  if (fileInfo(fd).kind === 'file' || fdKind(fd) === 'anon_inode:[vduse-domain]') return;
+  throw new Error(`the driver's memory is ${fdKind(fd)}, which can't be mapped: a memory file is expected`);
+}
