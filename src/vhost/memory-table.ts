@@ -214,10 +214,11 @@ export class MemoryTable {
     const { guestAddress, userAddress, size, mmapOffset: offset, fd } = region;
     let keep = false;
     try {
-      const sealed = sealAgainstShrink(fd) || seals(fd).shrink;
+      const shrinks = !sealAgainstShrink(fd) && !seals(fd).shrink;
       // Looked at once it can't change any more, where it can't: what was checked before may be gone by now.
       const { pageSize, size: fileSize, kind } = fileInfo(fd);
-      // What the kernel maps by itself (VDUSE's bounce buffer) has no size.
+      // What the kernel maps by itself (VDUSE's bounce buffer) has no size, and no owner who could change it.
+      const sealed = !shrinks || kind !== 'file';
       if (kind === 'file' && fileSize < offset + size)
         throw new Error(`its file has ${fileSize} bytes, ${offset + size} are needed`);
       // Mapped from a page of the file on; the region may begin in the middle of a page of 2 MiB.

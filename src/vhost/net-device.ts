@@ -555,7 +555,7 @@ export class NetDevice implements VhostUserDevice {
       const address = q.vring.get64('missAddress');
       if (q.placed && address >= page && address < page + size) this.#forbid(q, address);
       else if (!q.placed && this.#lies(q, page, size))
-        this.#misfit(q, `I/O address 0x${page.toString(16)}, where it should lie, is not mapped`);
+        this.#misfit(q, 'the I/O addresses at which it should lie are not mapped');
     }
   }
 

@@ -20,6 +20,7 @@ import {
 } from '../sys/index.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
 import { deviceStatus, statusNames } from '../virtio/status.ts';
+import { wholeRange } from './iotlb.ts';
 import { type InflightLayout, iotlb } from './messages.ts';
 import type { NetDevice } from './net-device.ts';
 import {
@@ -306,13 +307,17 @@ export class VduseSession {
 
   /** The kernel has changed what is behind these addresses: when this resolves nobody uses what was there before. */
   async #forget(start: bigint, last: bigint): Promise<void> {
+    // Before features are settled there is nothing to forget.
+    if (this.#device.acknowledged === 0n) return;
     const { regions } = this.#device.memory;
     const gone = regions.filter(
       ({ guestAddress, size }) => guestAddress <= last && guestAddress + size > start,
     );
-    if (gone.length === 0) return;
     if (gone.length === regions.length) await this.#device.setMemoryTable([]);
     else for (const region of gone) await this.#device.removeRegion(region);
+    // There may be something now where nothing was before.
+    const size = wholeRange(start, last - start + 1n);
+    await this.#device.setIotlb({ type: iotlb.INVALIDATE, iova: start, size, userAddress: 0n, access: 0 });
   }
 
   /** Answers no more, and stops the rings; the descriptor stays open. */
