@@ -5,7 +5,8 @@ import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { closeFd, listenUnix, sharedPoller, socketPair } from '../../src/sys/index.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { closeFd, isSystemError, listenUnix, sharedPoller, socketPair } from '../../src/sys/index.ts';
 import { FrontendSession } from '../../src/vhost/frontend.ts';
 import { features } from '../../src/virtio/features.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
@@ -32,8 +33,20 @@ function start(t: TestContext, args: string[], fd?: number) {
   return { child, exited, errors: () => errors };
 }
 
-/** As long as a busy machine may take to start a program. */
-const device = (path: string) => VirtioUser.open({ path, timeout: 60_000 });
+/**
+ * A device on a program that may have just begun: its socket is there a moment before it listens. Waits as long as a
+ * busy machine may take to start a program.
+ */
+async function device(path: string): Promise<VirtioUser> {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await VirtioUser.open({ path, timeout: 60_000 });
+    } catch (error) {
+      if (tries === 1000 || !isSystemError(error, 'ECONNREFUSED')) throw error;
+      await sleep(20);
+    }
+  }
+}
 
 test('prints what it can do, whatever else it is told', async () => {
   for (const more of [[], ['--socket-path=/nowhere/a.sock'], ['--fd=99', '--socket-path=/a', '--peer=x']]) {
