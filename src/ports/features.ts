@@ -86,6 +86,8 @@ const PROTOCOL: readonly { word: string; name: VhostProtocolFeatureName; offer: 
   // QEMU warns of it, since its network devices have a configuration space of their own.
   { word: 'config', name: 'VHOST_USER_PROTOCOL_F_CONFIG', offer: 'asked' },
   { word: 'in-band', name: 'VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS', offer: 'asked' },
+  // Whoever holds our userfaultfd can stop our threads and fill our memory; see docs/threat-model.md.
+  { word: 'postcopy', name: 'VHOST_USER_PROTOCOL_F_PAGEFAULT', offer: 'asked' },
   { word: 'device-state', name: 'VHOST_USER_PROTOCOL_F_DEVICE_STATE', offer: 'default' },
   { word: 'mem-slots', name: 'VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS', offer: 'default' },
   { word: 'inflight', name: 'VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD', offer: 'default' },

@@ -17,10 +17,11 @@ import {
   isSystemError,
   listenUnix,
   setNonBlocking,
+  userfaultfd,
 } from '../sys/index.ts';
 import { BackendSession } from '../vhost/backend.ts';
 import { NetDevice } from '../vhost/net-device.ts';
-import { features, vhostProtocolFeatureNames } from '../virtio/features.ts';
+import { features, vhostProtocolFeatureNames, vhostProtocolFeatures } from '../virtio/features.ts';
 import { offeredFeatures } from './features.ts';
 import { deviceDetail, ringWords, totals } from './net-status.ts';
 import type { Port, PortContext } from './port.ts';
@@ -62,6 +63,9 @@ export class VhostUserPort implements Port {
     this.#struct.set('addressLimit', context.maxAddresses);
     const queuePairs = spec.queues ?? QUEUE_PAIRS;
     const offered = offeredFeatures(spec);
+    // Said now, not when a guest is on its way.
+    if (offered.protocolFeatures & vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_PAGEFAULT)
+      closeFd(userfaultfd());
     if (queuePairs === 1) offered.features &= ~features.VIRTIO_NET_F_MQ;
     try {
       // The socket comes first: where it can't be had there is no device yet that would have to be given back.

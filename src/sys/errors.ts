@@ -17,6 +17,9 @@ const explanations: Readonly<Record<string, string>> = {
   'bind EADDRINUSE': 'the path is in use',
   'bind ENOENT': 'the directory does not exist',
   'sched_setaffinity EINVAL': 'this process may not run there',
+  'userfaultfd EPERM':
+    'this kernel or its sandbox keeps it from this process: sysctl vm.unprivileged_userfaultfd=1 on Linux before 5.11, ' +
+    'a seccomp profile that allows userfaultfd in a container',
   EPERM: 'not permitted',
   ENOENT: 'no such file or directory',
   EBADF: 'not an open file descriptor',

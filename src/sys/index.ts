@@ -10,3 +10,4 @@ export * from './poller.ts';
 export * from './runtime-directory.ts';
 export * from './thread.ts';
 export * from './unix-socket.ts';
+export * from './userfault.ts';

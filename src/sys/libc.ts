@@ -31,7 +31,7 @@ export const libc = {
   strerror: declare<(errno: number) => string>('strerror', 'str', ['int']),
   sysconf: declare<(name: number) => number>('sysconf', 'long', ['int']),
 
-  memmove: declare<(to: Pointer, from: Pointer, length: number) => bigint>('memmove', 'void *', [
+  memmove: declare<KoffiFunc<(to: Pointer, from: Pointer, length: number) => bigint>>('memmove', 'void *', [
     'void *',
     'void *',
     'size_t',
@@ -179,6 +179,17 @@ function declareAio([setup, destroy, submit, collect]: readonly [number, number,
 
 /** Linux's asynchronous operations, which the C library has no functions for; undefined on other machines. */
 export const aio = AIO[process.arch] && declareAio(AIO[process.arch]!);
+
+/** The number of userfaultfd, by Node's name of the machine. */
+const USERFAULTFD: Readonly<Record<string, number>> = { x64: 323, arm64: 282 };
+
+function declareUserfault(number: number) {
+  const call = library.func('syscall', 'long', ['long', 'int']);
+  return (flags: number): number => call(number, flags);
+}
+
+/** userfaultfd(2), which the C library has no function for; undefined on other machines. */
+export const userfault = USERFAULTFD[process.arch] && declareUserfault(USERFAULTFD[process.arch]!);
 
 /** errno as the last call of this thread left it. */
 export const lastErrno: () => number = () => koffi.errno();

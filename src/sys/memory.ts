@@ -1,7 +1,7 @@
 /** Memory: addresses, mappings, memfds and their seals, and what a descriptor that should be mapped is. */
 import { fstatSync } from 'node:fs';
 import { check, SystemError } from './errors.ts';
-import { errnoByName, lastErrno, libc, pinned } from './libc.ts';
+import { errnoByName, lastErrno, libc, type Pointer, pinned } from './libc.ts';
 
 const PROT_READ_WRITE = 1 | 2;
 const MAP_SHARED = 0x01;
@@ -80,6 +80,28 @@ export function unmapAnywhere(address: bigint, length: bigint): void {
 /** Copies bytes between two addresses of this process, neither of which the caller has to own for longer. */
 export function copyMemory(to: bigint, from: bigint, length: number): void {
   libc.memmove(to, from, length);
+}
+
+/**
+ * Reads bytes at an address of this process on another thread: where a page may be long in coming (userfault.ts).
+ * Takes up a thread of libuv's pool, of which there are few, until it is done.
+ */
+export function readAside(address: bigint, length: number): Promise<Buffer> {
+  const bytes = pinned(length);
+  return moveAside(bytes, address, length).then(() => bytes);
+}
+
+/** Writes bytes to an address of this process, as readAside reads them. */
+export function writeAside(address: bigint, bytes: Uint8Array): Promise<void> {
+  const copy = pinned(bytes.length);
+  copy.set(bytes);
+  return moveAside(address, copy, copy.length);
+}
+
+function moveAside(to: Pointer, from: Pointer, length: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    libc.memmove.async(to, from, length, (error: unknown) => (error ? reject(error) : resolve()));
+  });
 }
 
 /** Leaves [address, address + length) out of core dumps. */

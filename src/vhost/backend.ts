@@ -37,6 +37,7 @@ import { InBandQueue } from './in-band.ts';
 import { checkInflight, createInflight } from './inflight.ts';
 import { wholeRange } from './iotlb.ts';
 import {
+  acknowledgesRegions,
   checkRequest,
   checkRequestHeader,
   decodeConfig,
@@ -51,6 +52,8 @@ import {
   decodeVringState,
   encodeConfig,
   encodeInflight,
+  encodeMemoryTable,
+  encodeRegion,
   encodeU64,
   encodeVringState,
   FLAG_NEED_REPLY,
@@ -67,6 +70,7 @@ import {
   VRING_LOG,
   VRING_NO_FD,
 } from './messages.ts';
+import type { Postcopy } from './postcopy.ts';
 import { checkFile, checkLog, checkRegion, checkRegions, regionsOverlap, sameRegion } from './regions.ts';
 
 const { VHOST_USER_F_PROTOCOL_FEATURES, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM } = features;
@@ -81,13 +85,14 @@ const {
   VHOST_USER_PROTOCOL_F_RARP,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_MTU,
+  VHOST_USER_PROTOCOL_F_PAGEFAULT,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   VHOST_USER_PROTOCOL_F_STATUS,
 } = vhostProtocolFeatures;
 
-/** Milliseconds in which the device's state must be through. */
-const STATE_TIMEOUT = 30_000;
+/** Milliseconds in which the device's state must be through, and in which a page must come that a thread waits for. */
+const PATIENCE = 30_000;
 const MAX_VRING_SIZE = 32768;
 const MAX_BASE = 0xffff;
 const END_OF_ADDRESSES = 1n << 64n;
@@ -95,6 +100,8 @@ const END_OF_ADDRESSES = 1n << 64n;
 const LOG_PAYLOAD = 16;
 /** No used ring has more bytes. */
 const USED_BOUND = 1n << 20n;
+
+const POSTCOPY_WITHOUT_IOMMU = 'a guest behind an IOMMU can not migrate by postcopy';
 
 /** Requests that a network device never has, and why. */
 const MEANINGLESS = new Map<number, string>([
@@ -177,6 +184,7 @@ export class BackendSession {
   #protocolFeatures = 0n;
   #status = 0;
   #state: StateTransfer | undefined;
+  #postcopy: Postcopy | undefined;
   readonly #inBand = new Map<number, InBandQueue>();
   #memory: RegionLayout[] = [];
   /** Bytes of the dirty log; undefined: there is none. */
@@ -198,8 +206,8 @@ export class BackendSession {
       fd: options.fd,
       poller: options.poller,
       messageTimeout: options.messageTimeout,
-      checkHeader: checkRequestHeader,
-      checkMessage: checkRequest,
+      checkHeader: (header) => checkRequestHeader(header, { postcopy: this.#postcopy?.active }),
+      checkMessage: (message) => checkRequest(message, { postcopy: this.#postcopy?.active }),
       onMessage: (message) => this.#handle(message),
       onClose: (reason) => void this.#finish(reason),
     });
@@ -238,6 +246,7 @@ export class BackendSession {
   close(reason = 'closed here'): Promise<void> {
     this.#closedHere ||= this.#connection.open;
     this.#state?.end('the connection ended');
+    this.#postcopy?.abandon();
     this.#connection.close(new Error(reason));
     return this.closed;
   }
@@ -297,6 +306,11 @@ export class BackendSession {
         handlers.set(requests.SET_DEVICE_STATE_FD, (m) => this.#setStateFd(m));
         handlers.set(requests.CHECK_DEVICE_STATE, () => this.#checkState());
       }
+      if (offered & VHOST_USER_PROTOCOL_F_PAGEFAULT) {
+        handlers.set(requests.POSTCOPY_ADVISE, (m) => this.#advisePostcopy(m));
+        handlers.set(requests.POSTCOPY_LISTEN, () => this.#listenPostcopy());
+        handlers.set(requests.POSTCOPY_END, () => this.#endPostcopy());
+      }
       if (offered & VHOST_USER_PROTOCOL_F_RESET_DEVICE)
         handlers.set(requests.RESET_DEVICE, () => this.#resetDevice());
     }
@@ -307,9 +321,11 @@ export class BackendSession {
     const { request, flags } = message;
     const acknowledge =
       (flags & FLAG_NEED_REPLY) !== 0 && (this.#protocolFeatures & VHOST_USER_PROTOCOL_F_REPLY_ACK) !== 0n;
-    const answers = hasAnswer(request, this.#protocolFeatures);
+    const late = this.#postcopy?.active === true;
+    const answers = hasAnswer(request, this.#protocolFeatures) || (late && answersWithRegions(request));
     try {
-      const handler = this.#handlers.get(request);
+      const known = late && acknowledgesRegions({ request, size: message.payload.length });
+      const handler = known ? (m: Message) => this.#regionsKnown(m) : this.#handlers.get(request);
       if (!handler) throw new Unsupported(`${requestName(request)}: ${this.#whyUnsupported(request)}`);
       const answer = (await handler(message)) ?? (acknowledge ? encodeU64(0n) : undefined);
       if (answer instanceof Uint8Array) void this.#connection.send(request, FLAG_REPLY, answer);
@@ -344,6 +360,7 @@ export class BackendSession {
   async #finish(reason: Error | undefined): Promise<void> {
     if (reason && !this.#closedHere) this.#report(reason.message);
     const channel = this.#channel;
+    this.#postcopy?.abandon();
     this.#useChannel(undefined);
     channel?.close();
     for (const vring of this.#vrings) closeNotifiers(vring);
@@ -370,6 +387,8 @@ export class BackendSession {
   async #setFeatures(bits: bigint): Promise<undefined> {
     const extra = bits & ~this.#device.features;
     if (extra !== 0n) throw new ProtocolError(`${featureNames(extra).join(', ')} not offered`);
+    if (bits & VIRTIO_F_ACCESS_PLATFORM && this.#postcopy?.active)
+      throw new ProtocolError(POSTCOPY_WITHOUT_IOMMU);
     const before = this.#features;
     if (before !== undefined && this.#vrings.some((vring) => vring.running)) {
       // Live migration begins and ends this way, with the guest running.
@@ -442,7 +461,70 @@ export class BackendSession {
     return this.#changed();
   }
 
-  async #setMemoryTable(message: Message): Promise<undefined> {
+  /** Opens the userfaultfd that the front-end is to serve. Says "no" without one: migration fails then, in order. */
+  #advisePostcopy(message: Message): Answer {
+    const nothing = new Uint8Array(0);
+    try {
+      if ((this.#protocolFeatures & VHOST_USER_PROTOCOL_F_PAGEFAULT) === 0n)
+        throw new ProtocolError('VHOST_USER_PROTOCOL_F_PAGEFAULT is not acknowledged');
+      if (this.#postcopy?.active) throw new ProtocolError('postcopy is under way already');
+      this.#postcopy?.abandon();
+      this.#postcopy = this.#device.openPostcopy?.({
+        patience: this.#options.messageTimeout ?? PATIENCE,
+        onGiveUp: (reason) => this.#connection.close(new Error(reason)),
+      });
+      if (!this.#postcopy) throw new Error('this device has none');
+      return { payload: nothing, fd: duplicateFd(this.#postcopy.fd) };
+    } catch (error) {
+      this.#report(named(message.request, error).message);
+      return nothing;
+    }
+  }
+
+  /** Pages may be missing from now on, in what is mapped from now on. */
+  #listenPostcopy(): undefined {
+    const postcopy = this.#postcopy;
+    if (!postcopy) throw new ProtocolError('no POSTCOPY_ADVISE came before it');
+    if (this.#memory.length > 0)
+      throw new ProtocolError('memory is mapped already, and may have been touched');
+    if ((this.#features ?? 0n) & VIRTIO_F_ACCESS_PLATFORM) throw new ProtocolError(POSTCOPY_WITHOUT_IOMMU);
+    postcopy.listening = true;
+    // A handler may wait for pages that nobody brings any more.
+    this.#connection.onHangUp = () => {
+      postcopy.abandon();
+      this.#connection.close();
+    };
+    return undefined;
+  }
+
+  #regionsKnown({ request, payload }: Message): undefined {
+    const failure = decodeU64(payload);
+    if (failure !== 0n) throw new Error(`${requestName(request)}: the front-end failed (${failure})`);
+    this.#postcopy!.acknowledge();
+    return undefined;
+  }
+
+  #endPostcopy(): Uint8Array {
+    try {
+      if (!this.#postcopy) throw new ProtocolError('no POSTCOPY_ADVISE came before it');
+      this.#postcopy.end();
+      this.#connection.onHangUp = undefined;
+      return encodeU64(0n);
+    } catch (error) {
+      this.#report(named(requests.POSTCOPY_END, error).message);
+      return encodeU64(1n);
+    }
+  }
+
+  /** Where this process sees the regions: the front-end is told of pages by such addresses. */
+  #inProcess(regions: readonly RegionLayout[]): RegionLayout[] {
+    return regions.map((region) => ({
+      ...region,
+      userAddress: this.#postcopy!.addressOf(region.guestAddress),
+    }));
+  }
+
+  async #setMemoryTable(message: Message): Promise<Answer> {
     const regions = decodeMemoryTable(message.payload);
     checkRegions(regions);
     for (const [i, region] of regions.entries()) checkFile(i, region, message.fds[i]!);
@@ -450,17 +532,19 @@ export class BackendSession {
     await this.#device.setMemoryTable(regions.map((region, i) => ({ ...region, fd: fds[i]! })));
     this.#memory = regions;
     this.#checkLogReach();
-    return this.#changed();
+    this.#changed();
+    return this.#postcopy?.active ? encodeMemoryTable(this.#inProcess(regions)) : undefined;
   }
 
   /**
    * QEMU 7.2 sends each region once for every queue pair, and takes it back as often: what is there already is not
    * added again, its descriptor is closed unused, and to take back what is gone already is no fault.
    */
-  async #addRegion(message: Message): Promise<undefined> {
+  async #addRegion(message: Message): Promise<Answer> {
     const region = decodeRegion(message.payload);
+    const answer = () => (this.#postcopy?.active ? encodeRegion(this.#inProcess([region])[0]!) : undefined);
     if (this.#memory.some((r) => sameRegion(r, region) && r.mmapOffset === region.mmapOffset))
-      return undefined;
+      return answer();
     const count = this.#memory.length;
     if (count >= MAX_SLOTS) throw new ProtocolError(`all of the ${MAX_SLOTS} memory slots are taken`);
     checkRegion(count, region, this.#memory);
@@ -468,7 +552,8 @@ export class BackendSession {
     await this.#device.addRegion({ ...region, fd: message.fds.pop()! });
     this.#memory = [...this.#memory, region];
     this.#checkLogReach();
-    return this.#changed();
+    this.#changed();
+    return answer();
   }
 
   /** A descriptor that came along is closed unused, as the document allows. */
@@ -526,6 +611,8 @@ export class BackendSession {
     this.#checkInflightQueues(layout.queues, layout.queueSize);
     const index = this.#vrings.findIndex((vring) => vring.running);
     if (index >= 0) throw new ProtocolError(`queue ${index} is running`);
+    if (this.#postcopy?.active)
+      throw new ProtocolError('notes of buffers in work can not be read while memory comes by postcopy');
     checkInflight(layout, this.#packed, message.fds[0]!);
     this.#device.setInflight({ ...layout, fd: message.fds.pop()! });
     return undefined;
@@ -633,7 +720,7 @@ export class BackendSession {
         direction === SAVE
           ? encodeState(this.#device.saveState())
           : (bytes: Uint8Array) => this.#device.loadState(decodeState(bytes));
-      const timeout = this.#options.messageTimeout ?? STATE_TIMEOUT;
+      const timeout = this.#options.messageTimeout ?? PATIENCE;
       this.#state = new StateTransfer(this.#options.poller, message.fds[0]!, timeout, what);
       message.fds.pop();
       return encodeU64(VRING_NO_FD);
@@ -765,6 +852,8 @@ export class BackendSession {
     const { size, address } = vring;
     if (this.#features === undefined) throw missing(index, 'SET_FEATURES');
     if (this.#memory.length === 0) throw missing(index, 'SET_MEM_TABLE');
+    if (this.#postcopy?.unknown)
+      throw missing(index, 'the front-end has acknowledged where its memory lies here');
     if (size === 0) throw missing(index, 'SET_VRING_NUM');
     // The size may have been set while packed rings were acknowledged, and they are not any more.
     if (!this.#packed && (size & (size - 1)) !== 0)
@@ -834,6 +923,11 @@ export class BackendSession {
     while (this.#vrings.length <= index) this.#vrings.push(freshVring());
     return this.#vrings[index]!;
   }
+}
+
+/** Requests that are answered with regions in postcopy. */
+function answersWithRegions(request: number): boolean {
+  return request === requests.SET_MEM_TABLE || request === requests.ADD_MEM_REG;
 }
 
 function freshVring(): Vring {

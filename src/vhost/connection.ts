@@ -10,7 +10,17 @@
  * nor descriptors for ever. Whatever ends the connection, every descriptor that arrived and wasn't taken by the
  * handler is closed.
  */
-import { closeFd, EPOLLIN, EPOLLOUT, isSystemError, type Poller, receive, send } from '../sys/index.ts';
+import {
+  closeFd,
+  EPOLLHUP,
+  EPOLLIN,
+  EPOLLOUT,
+  EPOLLRDHUP,
+  isSystemError,
+  type Poller,
+  receive,
+  send,
+} from '../sys/index.ts';
 import {
   decodeHeader,
   encodeMessage,
@@ -66,8 +76,16 @@ export class Connection {
   /** What the poller watches for; 0: the socket isn't with the poller. */
   #interest = 0;
   #working = false;
+  /** The other end has gone, and onHangUp was told. */
+  #hungUp = false;
   #open = true;
   #reason: Error | undefined;
+
+  /**
+   * Called when the other end goes while a handler works, for handlers that wait for what the other end does.
+   * Without it nobody looks before the handler is done.
+   */
+  onHangUp: (() => void) | undefined;
 
   /** Throws a SystemError when the poller can't watch the socket, which then stays the caller's. */
   constructor(options: ConnectionOptions) {
@@ -125,7 +143,7 @@ export class Connection {
   #watch(interest: number): void {
     if (interest === this.#interest) return;
     const { fd, poller } = this.#options;
-    if (this.#interest === 0) poller.add(fd, interest, () => this.#ready());
+    if (this.#interest === 0) poller.add(fd, interest, (events) => this.#ready(events));
     else if (interest === 0) poller.remove(fd);
     else poller.modify(fd, interest);
     this.#interest = interest;
@@ -134,11 +152,16 @@ export class Connection {
   #rearm(): void {
     if (!this.#open) return;
     // A hang-up is reported whatever is asked for, so a socket that must wait leaves the poller altogether.
-    const reading = this.#working || this.#output.length > 0 ? 0 : EPOLLIN;
+    let reading = this.#working || this.#output.length > 0 ? 0 : EPOLLIN;
+    if (this.#working && this.onHangUp && !this.#hungUp) reading = EPOLLRDHUP;
     this.#guarded(() => this.#watch(reading | (this.#output.length > 0 ? EPOLLOUT : 0)));
   }
 
-  #ready(): void {
+  #ready(events: number): void {
+    if (this.#working && this.onHangUp && events & (EPOLLHUP | EPOLLRDHUP)) {
+      this.#hungUp = true;
+      this.onHangUp();
+    }
     this.#guarded(() => this.#flush());
     if (!this.#working) void this.#work();
     this.#rearm();

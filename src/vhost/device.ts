@@ -10,6 +10,7 @@
 import type { DeviceState } from './device-state.ts';
 import type { IotlbChannel } from './iotlb-misses.ts';
 import type { InflightLayout, IotlbMessage } from './messages.ts';
+import type { Postcopy, PostcopyOptions } from './postcopy.ts';
 
 /** One region of the memory table. Addresses and sizes are bytes, at full 64-bit width. */
 export interface MemoryRegion {
@@ -123,6 +124,11 @@ export interface VhostUserDevice {
    * only). When it resolves nobody uses what was taken away. Rejects where it isn't in guest memory.
    */
   setIotlb?(message: IotlbMessage): Promise<void>;
+  /**
+   * The guest is going to run here before all of its memory has come: regions that are mapped once this listens are
+   * watched by it. Throws a SystemError where this process may not have it.
+   */
+  openPostcopy?(events: Pick<PostcopyOptions, 'patience' | 'onGiveUp'>): Postcopy;
   /** The way to ask something of the front-end; undefined: there is none, or none any more. */
   setChannel?(channel: IotlbChannel | undefined): void;
   /** The front-end is gone: every ring stopped, all memory unmapped, all descriptors closed. */

@@ -18,6 +18,7 @@ import {
   unmapAnywhere,
 } from '../sys/index.ts';
 import type { MemoryRegion } from './device.ts';
+import type { PostcopyRegion } from './postcopy.ts';
 
 /** Kept free of guests that are mapped as a whole: the rings and windows of those that aren't. */
 const RESERVE = 128 << 20;
@@ -108,6 +109,17 @@ export class MemoryTable {
       return { guestAddress, size: end - first, at: range.start + Number(first - from) };
     });
     return [...whole, ...parts];
+  }
+
+  /** The regions that lie in the arena as a whole, as this process sees them. */
+  get inProcess(): PostcopyRegion[] {
+    return this.#regions.flatMap(({ guestAddress, offset, end, pageSize, inside }) => {
+      if (!inside) return [];
+      const length = end - (offset - (offset % BigInt(pageSize)));
+      const address = (at: number) => this.#arena.base + BigInt(at);
+      const pages = { address: address(inside.range.start), length };
+      return [{ guestAddress, address: address(inside.at), pages }];
+    });
   }
 
   /** Not all of it lies in the arena. */

@@ -219,22 +219,39 @@ function outside(range: Range, value: number): string | undefined {
 
 const plural = (n: number, word: string): string => `${n} ${word}${n === 1 ? '' : 's'}`;
 
+const ACKNOWLEDGING: readonly number[] = [
+  0,
+  requests.SET_MEM_TABLE,
+  requests.ADD_MEM_REG,
+  requests.REM_MEM_REG,
+];
+
+/**
+ * In postcopy the front-end says with the request that it has sent last, and a u64 in place of its payload, that it
+ * knows where the regions lie. (QEMU says so with 0, which is no request, where it had nothing to send.)
+ */
+export function acknowledgesRegions({ request, size }: Pick<Header, 'request' | 'size'>): boolean {
+  return size === U64 && ACKNOWLEDGING.includes(request);
+}
+
 /** A request's header, before its payload is read. Throws a ProtocolError. */
-export function checkRequestHeader(header: Header): void {
+export function checkRequestHeader(header: Header, { postcopy = false } = {}): void {
   const name = requestName(header.request);
   const version = header.flags & VERSION_MASK;
   if (version !== VERSION) throw new ProtocolError(`${name}: protocol version ${version}, 1 expected`);
   if (header.flags & FLAG_REPLY) throw new ProtocolError(`${name}: a reply where a request is expected`);
   const extra = (header.flags & ~(VERSION_MASK | FLAG_NEED_REPLY)) >>> 0;
   if (extra !== 0) throw new ProtocolError(`${name}: unknown flags 0x${extra.toString(16)}`);
+  if (postcopy && acknowledgesRegions(header)) return;
   const wrong = outside(requestRule(header.request)?.size ?? [0, MAX_PAYLOAD], header.size);
   if (wrong) throw new ProtocolError(`${name}: payload of ${plural(header.size, 'byte')}, ${wrong}`);
 }
 
 /** A complete request: does its payload agree with itself and with its descriptors? Throws a ProtocolError. */
-export function checkRequest({ request, payload, fds }: Message): void {
+export function checkRequest({ request, payload, fds }: Message, { postcopy = false } = {}): void {
   const name = requestName(request);
   let expected = requestRule(request)?.descriptors ?? [0, MAX_DESCRIPTORS];
+  if (postcopy && acknowledgesRegions({ request, size: payload.length })) expected = 0;
   if (expected === 'vring') expected = decodeU64(payload) & VRING_NO_FD ? 0 : 1;
   if (expected === 'regions') {
     const count = decodeRegionCount(payload);

@@ -29,6 +29,7 @@ import { Iotlb } from './iotlb.ts';
 import { buffersAhead, type IotlbChannel, Misses } from './iotlb-misses.ts';
 import { MemoryTable } from './memory-table.ts';
 import { ACCESS_READ, ACCESS_WRITE, type InflightLayout, type IotlbMessage, iotlb } from './messages.ts';
+import { Postcopy, type PostcopyOptions } from './postcopy.ts';
 import { Windows } from './windows.ts';
 
 /** Vring.state */
@@ -166,6 +167,7 @@ export class NetDevice implements VhostUserDevice {
   readonly #misses = new Misses();
   #log: DirtyLog | null = null;
   #inflight: Inflight | null = null;
+  #postcopy: Postcopy | null = null;
   #logFd = -1;
   #logTimer: NodeJS.Timeout | null = null;
   readonly #limits: DeviceLimits;
@@ -352,6 +354,7 @@ export class NetDevice implements VhostUserDevice {
     return this.#paused((running) => {
       for (const q of this.queues) this.#forgetTranslation(q);
       change();
+      if (this.#postcopy?.active) this.#watchMemory(this.#postcopy);
       this.#iotlb?.resolve(this.memory);
       for (const q of running) {
         // With an IOMMU its parts are looked for when it goes on.
@@ -365,7 +368,7 @@ export class NetDevice implements VhostUserDevice {
 
   /** Runs something while no worker looks at a ring; those that ran, which it is given, go on after it. */
   async #paused(change: (running: readonly Queue[]) => void): Promise<void> {
-    const stopped = this.queues.filter((q) => isRunning(q));
+    const stopped = this.queues.filter((q) => isRunning(q) || this.#isPostponed(q));
     for (const q of stopped) q.vring.set('state', STOPPED);
     await this.#workers.quiesce();
     // One may have broken in its last round.
@@ -373,6 +376,32 @@ export class NetDevice implements VhostUserDevice {
     for (const q of running) q.vring.set('state', STOPPED);
     change(running);
     for (const q of running) this.#goOn(q);
+  }
+
+  openPostcopy(events: Pick<PostcopyOptions, 'patience' | 'onGiveUp'>): Postcopy {
+    this.#postcopy = new Postcopy({
+      ...events,
+      quiesce: () => this.#workers.quiesce(),
+      onKnown: () => {
+        for (const q of this.queues) if (this.#isPostponed(q)) this.#goOn(q);
+      },
+    });
+    return this.#postcopy;
+  }
+
+  /** Memory whose pages come late must be looked at where it is: windows come and go, and copies can't wait. */
+  #watchMemory(postcopy: Postcopy): void {
+    if (this.memory.large)
+      throw new Error(
+        'memory that does not fit the arena as a whole can not come by postcopy: let the guest have less of it, ' +
+          'or migrate it without postcopy',
+      );
+    postcopy.watch(this.memory.inProcess);
+  }
+
+  /** It would run if the front-end knew where the guest's memory lies. */
+  #isPostponed({ setup, vring }: Queue): boolean {
+    return this.#postcopy?.active === true && setup !== null && vring.get('state') === STOPPED;
   }
 
   async startVring(index: number, setup: VringSetup): Promise<void> {
@@ -387,7 +416,8 @@ export class NetDevice implements VhostUserDevice {
       q.vring.set('size', setup.size);
       if (!this.#iotlb) {
         this.#place(q, setup);
-        this.#takeUp(q, setup);
+        if (this.#postcopy?.active) await this.#takeUpLate(q, setup, this.#postcopy);
+        else this.#takeUp(q, setup);
       }
       if (this.#iotlb && index % 2 === 0) this.#letHold(q);
       // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it. But
@@ -437,12 +467,15 @@ export class NetDevice implements VhostUserDevice {
     return this.queues.flatMap(({ worker }) => (worker === null ? [] : [worker]));
   }
 
-  /** Says where a ring goes on; notes of buffers in work know it better. Throws where they are wrong. */
-  #takeUp({ index, vring }: Queue, { base }: VringSetup): void {
+  /**
+   * Says where a ring goes on; notes of buffers in work know it better. Throws where they are wrong. `usedIdx` where
+   * the ring's memory isn't to be looked at.
+   */
+  #takeUp({ index, vring }: Queue, { base }: VringSetup, usedIdx?: number): void {
     // A back-end that died could not say where it was: the used ring can, and what it had in work comes again,
     // unless there are notes. (DPDK's virtio-user starts the rings of a back-end that came back with base 0.)
     // A packed ring has no such place; the front-end then says it all (QEMU's higher half may be missing).
-    const used = this.packed ? base >>> 16 || base : this.#readUsedIdx(vring);
+    const used = this.packed ? base >>> 16 || base : (usedIdx ?? this.#readUsedIdx(vring));
     vring.set('lastAvail', this.packed ? base & 0xffff : used);
     vring.set('usedIdx', used);
     this.#inflight?.start(index, vring, this.packed);
@@ -454,15 +487,29 @@ export class NetDevice implements VhostUserDevice {
     const setup = q.setup!;
     q.launched = true;
     // No kicks until a worker asks for them; for buffers to receive into, never (2.7.10: used.flags).
-    if (this.packed) this.#arena.u32[vring.get('used') >>> 2] = EVENT_DISABLE << 16;
-    else this.#arena.u8[vring.get('used')] = NO_NOTIFY;
+    if (!this.#postcopy?.active) {
+      if (this.packed) this.#arena.u32[vring.get('used') >>> 2] = EVENT_DISABLE << 16;
+      else this.#arena.u8[vring.get('used')] = NO_NOTIFY;
+    }
     this.#useLog();
     this.#logUsed(vring, setup.logUsed);
     this.#arena.dataplane.functions.markStart(vring.at);
   }
 
-  /** Lets a ring run, or wait for the translations that it needs. */
+  /** What #takeUp and #launch do in the ring's memory, which may be long in coming. */
+  async #takeUpLate(q: Queue, setup: VringSetup, postcopy: Postcopy): Promise<void> {
+    const used = this.#arena.base + BigInt(q.vring.get('used'));
+    const index = this.packed ? 0 : (await postcopy.read(used + 2n, 2)).readUInt16LE();
+    this.#takeUp(q, setup, index);
+    await postcopy.write(
+      used,
+      this.packed ? Uint8Array.of(0, 0, EVENT_DISABLE, 0) : Uint8Array.of(NO_NOTIFY),
+    );
+  }
+
+  /** Lets a ring run, or wait for the translations that it needs, or for the front-end to know where memory lies. */
   #goOn(q: Queue): void {
+    if (this.#postcopy?.unknown) return;
     if (this.#iotlb && !q.placed && !this.#find(q)) {
       q.vring.set('state', WAITING);
       return;
@@ -665,6 +712,7 @@ export class NetDevice implements VhostUserDevice {
   /** Says nothing of the rings: whoever resets knows why. */
   async reset(): Promise<void> {
     await this.#stop([...this.queues]);
+    this.#postcopy = null;
     this.memory.clear();
     this.#misses.use(undefined);
     this.#useIotlb(false);

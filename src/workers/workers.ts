@@ -2,7 +2,7 @@
  * The worker threads seen from the control plane: which ring is polled by whom, and when nobody can still be
  * looking at what was changed (quiescence, see src/dataplane/poll.ts).
  */
-import { setImmediate as turn } from 'node:timers/promises';
+import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import type { Arena, Structures, WorkerStruct } from '../arena/index.ts';
 import {
@@ -46,6 +46,8 @@ interface Thread {
 const SLEEPING = 0xffff_ffff;
 /** Looks without giving the event loop a turn; a round of a worker is shorter than that. */
 const EAGER_LOOKS = 200;
+/** Looks after which a worker must be waiting for a page of a guest that migrates by postcopy. */
+const PATIENT_LOOKS = 10_000;
 
 export class Workers {
   readonly #arena: Arena;
@@ -196,7 +198,8 @@ export class Workers {
     const generation = Atomics.add(this.#arena.u32, (header.at + header.offsets.generation) >>> 2, 1) + 1;
     for (const t of this.#threads) {
       for (let looks = 0; !this.#passed(t, generation); looks++) {
-        if (looks >= EAGER_LOOKS) await turn();
+        if (looks >= PATIENT_LOOKS) await sleep(1);
+        else if (looks >= EAGER_LOOKS) await turn();
       }
     }
   }

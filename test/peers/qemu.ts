@@ -43,6 +43,9 @@ export interface GuestOptions {
 /** Milliseconds: under TCG, on a busy machine, a boot takes many times the usual four seconds. */
 const BOOT = 90_000;
 
+/** Bytes of a guest that have come before it goes by postcopy: some of it here, some of it not. */
+const POSTCOPY_FROM = 8 << 20;
+
 const KERNEL = 'console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on';
 
 /** A list of QEMU's options, of what there is. */
@@ -159,9 +162,14 @@ export class LinuxGuest {
   /**
    * Migrates the running guest to another QEMU, whose card is behind another vhost-user socket; resolves when it
    * runs there, and the first QEMU is stopped but still there: `leave` ends that one. `rate` bounds the copying in
-   * bytes a second. Commands of the guest's shell wait for the other place.
+   * bytes a second. With `postcopy` the guest goes before its memory has: `switched` is called as it does. Commands of
+   * the guest's shell wait for the other place.
    */
-  async migrate(path: string, rate: number): Promise<{ leave: () => Promise<void>; downtime: number }> {
+  async migrate(
+    path: string,
+    rate: number,
+    { postcopy = false, switched = () => {} }: { postcopy?: boolean; switched?: () => void } = {},
+  ): Promise<{ leave: () => Promise<void>; downtime: number }> {
     await this.#last;
     const from = this.#qemu!;
     const source = await Monitor.open(this.#monitor);
@@ -171,8 +179,19 @@ export class LinuxGuest {
     this.#qemu = new Child(qemuProgram, [...this.#arguments(), '-incoming', incoming]);
     try {
       const target = await Monitor.open(this.#monitor);
-      await source.run('migrate-set-parameters', { 'max-bandwidth': rate });
+      const capabilities = [{ capability: 'postcopy-ram', state: postcopy }];
+      for (const qemu of [source, target]) await qemu.run('migrate-set-capabilities', { capabilities });
+      const rates = { 'max-bandwidth': rate, 'max-postcopy-bandwidth': rate };
+      await source.run('migrate-set-parameters', rates);
       await source.run('migrate', { uri: incoming });
+      if (postcopy) {
+        await until('memory is on its way', 60_000, async () => {
+          const { ram } = (await source.run('query-migrate')) as { ram?: { transferred: number } };
+          return (ram?.transferred ?? 0) > POSTCOPY_FROM || undefined;
+        });
+        await source.run('migrate-start-postcopy');
+        switched();
+      }
       type Progress = { status: string; downtime?: number; 'error-desc'?: string };
       const end = await until('the end of the migration', 120_000, async () => {
         const progress = (await source.run('query-migrate')) as Progress;
