@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createSwitch, type PortDetail, type Switch } from '../../src/index.ts';
+import { createSwitch, type PortDetail, type PortSpec, type Switch } from '../../src/index.ts';
 import { closeFd, memfd, openFds, type PollerLease, sharedPoller } from '../../src/sys/index.ts';
 import { Traffic } from '../support/traffic.ts';
 import { until } from '../support/until.ts';
@@ -39,13 +39,15 @@ export class Stage {
     this.counts = count();
   }
 
-  static async start(): Promise<Stage> {
+  /** With more of the hostile guest's port. */
+  static async start(bad: Partial<PortSpec> = {}): Promise<Stage> {
     const directory = mkdtempSync(join(tmpdir(), 'vireo-hostile-'));
     const path = (name: string) => join(directory, `${name}.sock`);
     const ports = ['bad', 'x', 'y'].map((name) => ({
       name,
       type: 'vhost-user' as const,
       target: path(name),
+      ...(name === 'bad' && bad),
     }));
     const vswitch = await createSwitch({ workers: 2, ports });
     return new Stage(directory, vswitch, await Traffic.start({ path: path('x') }, { path: path('y') }));

@@ -67,7 +67,8 @@ describe('a Linux guest migrates by postcopy', { skip: skipWithout('qemu', 'gues
       await peer.ok(
         `(i=0; while [ $i -lt ${CHUNKS} ]; do ${chunk}; i=$((i+1)); done | nc 10.0.0.1 5000) > /dev/null 2>&1 &`,
       );
-      const { leave } = await guest.migrate(at(to), RATE, { postcopy: true });
+      const { leave, asked } = await guest.migrate(at(to), RATE, { postcopy: true });
+      assert.ok(asked > 0, 'pages were asked for that had not come');
       assert.equal(place(), to, 'the switch knows the new place at once');
       await until('the rings run there', 20_000, () => vswitch.port(to).state === 'up');
       await leave();

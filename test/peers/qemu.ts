@@ -162,14 +162,14 @@ export class LinuxGuest {
   /**
    * Migrates the running guest to another QEMU, whose card is behind another vhost-user socket; resolves when it
    * runs there, and the first QEMU is stopped but still there: `leave` ends that one. `rate` bounds the copying in
-   * bytes a second. With `postcopy` the guest goes before its memory has: `switched` is called as it does. Commands of
-   * the guest's shell wait for the other place.
+   * bytes a second. With `postcopy` the guest goes before its memory has, of which so many pages were asked for. Commands
+   * of the guest's shell wait for the other place.
    */
   async migrate(
     path: string,
     rate: number,
-    { postcopy = false, switched = () => {} }: { postcopy?: boolean; switched?: () => void } = {},
-  ): Promise<{ leave: () => Promise<void>; downtime: number }> {
+    { postcopy = false } = {},
+  ): Promise<{ leave: () => Promise<void>; downtime: number; asked: number }> {
     await this.#last;
     const from = this.#qemu!;
     const source = await Monitor.open(this.#monitor);
@@ -190,9 +190,13 @@ export class LinuxGuest {
           return (ram?.transferred ?? 0) > POSTCOPY_FROM || undefined;
         });
         await source.run('migrate-start-postcopy');
-        switched();
       }
-      type Progress = { status: string; downtime?: number; 'error-desc'?: string };
+      type Progress = {
+        status: string;
+        downtime?: number;
+        'error-desc'?: string;
+        ram?: { 'postcopy-requests': number };
+      };
       const end = await until('the end of the migration', 120_000, async () => {
         const progress = (await source.run('query-migrate')) as Progress;
         return progress.status === 'completed' || progress.status === 'failed' ? progress : undefined;
@@ -203,7 +207,11 @@ export class LinuxGuest {
         return ((await target.run('query-status')) as { status: string }).status === 'running' || undefined;
       });
       target.close();
-      return { leave: () => from.end('SIGKILL'), downtime: end.downtime ?? 0 };
+      return {
+        leave: () => from.end('SIGKILL'),
+        downtime: end.downtime ?? 0,
+        asked: end.ram?.['postcopy-requests'] ?? 0,
+      };
     } catch (error) {
       await from.end('SIGKILL');
       throw error;

@@ -17,6 +17,7 @@ import {
   type Header,
   type InflightLayout,
 } from '../../src/vhost/messages.ts';
+import { Postcopy, type PostcopyOptions } from '../../src/vhost/postcopy.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { decodeNetConfig, encodeNetConfig } from '../../src/virtio/net-config.ts';
 
@@ -139,6 +140,10 @@ export class RecordingDevice implements VhostUserDevice {
     for (const fd of descriptorsOf(ring)) closeFd(fd);
     this.rings.delete(index);
     return (ring.base + 7) & 0xffff;
+  }
+
+  openPostcopy(events: Pick<PostcopyOptions, 'patience' | 'onGiveUp'>): Postcopy {
+    return new Postcopy({ ...events, quiesce: async () => {}, onKnown: () => {} });
   }
 
   async reset(): Promise<void> {
