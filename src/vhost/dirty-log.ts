@@ -37,7 +37,10 @@ export class DirtyLog {
     this.#structures = structures;
     try {
       sealAgainstShrink(fd);
-      const page = BigInt(fileInfo(fd).pageSize);
+      // Looked at once it can't change any more, where it can't.
+      const { pageSize, size: fileSize } = fileInfo(fd);
+      if (fileSize < offset + size) throw new Error('the file of the log was made shorter');
+      const page = BigInt(pageSize);
       const from = offset - (offset % page);
       const length = ((offset - from + size + page - 1n) / page) * page;
       if (length > BigInt(arena.largestFree))

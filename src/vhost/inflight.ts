@@ -103,7 +103,9 @@ export class Inflight {
     this.queueSize = queueSize;
     try {
       sealAgainstShrink(fd);
-      const page = BigInt(fileInfo(fd).pageSize);
+      const { pageSize, size: fileSize } = fileInfo(fd);
+      if (fileSize < offset + layout.size) throw new Error('the file of notes was made shorter');
+      const page = BigInt(pageSize);
       const from = offset - (offset % page);
       const needed = offset - from + BigInt(queues * regionLength(queueSize, packed));
       this.#range = arena.map(fd, from, Number(((needed + page - 1n) / page) * page));

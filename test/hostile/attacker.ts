@@ -1,8 +1,11 @@
 /** A front-end that sends whatever it is told to, and the payloads that most attacks are made of. */
 import assert from 'node:assert/strict';
-import { ftruncateSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { constants, ftruncateSync, openSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { closeFd, connectUnix, memfd, receive, send } from '../../src/sys/index.ts';
+import { closeFd, connectUnix, memfd, receive, send, socketPair } from '../../src/sys/index.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { GUEST, USER } from '../support/raw-guest.ts';
@@ -28,6 +31,8 @@ export class Attacker {
   readonly fd: number;
   /** A memory file of 1 MiB to share. */
   readonly ram: number;
+  /** Two ends of a socket. */
+  readonly pair: readonly [number, number];
   /** Opened for this attack alone. */
   readonly #own: number[] = [];
   #open = true;
@@ -35,12 +40,24 @@ export class Attacker {
   constructor(path: string, ram: number) {
     this.fd = connectUnix(path);
     this.ram = ram;
+    this.pair = socketPair();
+    this.own(...this.pair);
   }
 
   /** Notes descriptors that are to be closed when the attack is over. */
   own(...fds: number[]): number[] {
     this.#own.push(...fds);
     return fds;
+  }
+
+  /** The end of a pipe that is read from; the other one is closed. */
+  pipe(): number {
+    const path = join(tmpdir(), `vireo-pipe-${process.pid}`);
+    execFileSync('mkfifo', [path]);
+    const reading = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    rmSync(path);
+    this.own(reading);
+    return reading;
   }
 
   /** A memory file of that size, none of it touched. */
@@ -108,7 +125,10 @@ export class Attacker {
     for (;;) {
       const received = receive(this.fd, bytes);
       if (received === 'closed') return NOTHING;
-      if (received !== 'again') return bytes.subarray(0, received.bytes);
+      if (received !== 'again') {
+        for (const fd of received.fds) closeFd(fd);
+        return bytes.subarray(0, received.bytes);
+      }
       await sleep(1);
     }
   }

@@ -6,29 +6,52 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { eventfd } from '../../src/sys/index.ts';
 import * as m from '../../src/vhost/messages.ts';
+import { vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
-import { RawGuest } from '../support/raw-guest.ts';
+import { GUEST, RawGuest, USER } from '../support/raw-guest.ts';
 import { until } from '../support/until.ts';
 import { Attacker, address, NOTHING, R, RING, state, table } from './attacker.ts';
 import {
   type Attack,
+  CONFIGURATION,
   DESCRIPTORS,
   FEATURES,
   HEADERS,
   INFLIGHT,
+  KICKS,
   LOGS,
   MEMORY,
   PLACES,
+  POSTCOPY,
   QUEUES,
   REFUSED,
   SLOTS,
+  STATES,
   TRANSLATIONS,
 } from './bad-messages.ts';
 import { Stage } from './stage.ts';
 
+const P = vhostProtocolFeatures;
+const EVERYTHING =
+  P.VHOST_USER_PROTOCOL_F_REPLY_ACK |
+  P.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD |
+  P.VHOST_USER_PROTOCOL_F_BACKEND_REQ |
+  P.VHOST_USER_PROTOCOL_F_CONFIG |
+  P.VHOST_USER_PROTOCOL_F_DEVICE_STATE |
+  P.VHOST_USER_PROTOCOL_F_PAGEFAULT;
+const NOTES = m.encodeInflight({ size: 0x8000n, offset: 0n, queues: 2, queueSize: 64 });
+/** A region behind the one that is shared. */
+const SECOND = m.encodeRegion({
+  guestAddress: GUEST + (1n << 20n),
+  userAddress: USER + (1n << 20n),
+  size: 1n << 20n,
+  mmapOffset: 0n,
+});
+
 let stage: Stage;
 before(async () => {
-  stage = await Stage.start();
+  // All that a port may offer.
+  stage = await Stage.start({ features: '+config,+in-band,+postcopy' });
 });
 after(() => stage.close());
 
@@ -65,6 +88,10 @@ const tables: Record<string, Attack[]> = {
   'a dirty log': LOGS,
   'buffers in work': INFLIGHT,
   'a translation': TRANSLATIONS,
+  'a device that is told of itself': CONFIGURATION,
+  'a kick by message': KICKS,
+  "a device's state": STATES,
+  postcopy: POSTCOPY,
   'no network': REFUSED,
 };
 for (const [what, attacks] of Object.entries(tables)) {
@@ -113,7 +140,34 @@ describe('over and over', () => {
     ['SET_VRING_KICK of a running ring', (a, fd) => a.patiently(R.SET_VRING_KICK, m.encodeVringIndex(1, true), [fd])],
     ['SET_MEM_TABLE', (a) => a.patiently(R.SET_MEM_TABLE, table({}), [a.ram])],
     ['RESET_OWNER', (a) => a.patiently(R.RESET_OWNER, NOTHING)],
+    ['SET_LOG_BASE', (a) => a.patiently(R.SET_LOG_BASE, m.encodeLog({ size: 0x1_0000n, offset: 0n }), [a.ram])],
+    ['SET_LOG_FD', (a, fd) => a.patiently(R.SET_LOG_FD, m.encodeU64(0n), [fd])],
+    ['ADD_MEM_REG and REM_MEM_REG', (a, _, i) => a.patiently(i % 2 ? R.REM_MEM_REG : R.ADD_MEM_REG, SECOND, i % 2 ? [] : [a.ram])],
   ]; // biome-ignore format: a table
+  /** Each is answered, one way or the other, and most come with descriptors: in either direction. */
+  const answered: [string, (a: Attacker, i: number) => void][] = [
+    ['GET_INFLIGHT_FD (CVE-2020-10726)', (a) => a.message(R.GET_INFLIGHT_FD, NOTES)],
+    ['SET_INFLIGHT_FD (CVE-2020-10726)', (a) => a.message(R.SET_INFLIGHT_FD, NOTES, [a.ram], m.FLAG_NEED_REPLY)],
+    ['SET_BACKEND_REQ_FD', (a) => a.message(R.SET_BACKEND_REQ_FD, NOTHING, [a.pair[0]], m.FLAG_NEED_REPLY)],
+    ['SET_DEVICE_STATE_FD', (a, i) => a.message(R.SET_DEVICE_STATE_FD, state(i % 2, 0), [i % 2 ? a.pair[0] : a.pair[1]])],
+    ['POSTCOPY_ADVISE', (a) => a.message(R.POSTCOPY_ADVISE)],
+    ['GET_CONFIG', (a) => a.message(R.GET_CONFIG, m.encodeConfig({ offset: 0, size: 8, flags: 0, bytes: new Uint8Array(8) }))],
+    ['IOTLB_MSG that nobody asked for', (a, i) => a.message(R.IOTLB_MSG, m.encodeIotlb({ iova: BigInt(i) << 16n, size: 4096n, userAddress: USER, access: 3, type: m.iotlb.UPDATE }))],
+  ]; // biome-ignore format: a table
+  const ANSWERED = 200;
+  for (const [name, repeat] of answered) {
+    test(`${name}, ${ANSWERED} times`, async () => {
+      await attack(async (a) => {
+        a.share();
+        a.message(R.SET_PROTOCOL_FEATURES, m.encodeU64(EVERYTHING));
+        for (let i = 0; i < ANSWERED; i++) {
+          repeat(a, i);
+          assert.ok((await a.answer()).length > 0, 'it is answered');
+        }
+      });
+      await stage.unharmed();
+    });
+  }
   for (const [name, repeat] of repeats) {
     test(`${name}, ${TIMES} times`, async () => {
       const resident = process.memoryUsage().rss;
