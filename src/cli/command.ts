@@ -55,3 +55,16 @@ export function wholeNumber(min: number, max: number): (text: string) => number 
     throw new InvalidArgumentError(`Expected a whole number from ${min} to ${max}.`);
   };
 }
+
+/** CPU numbers from `0,2-3`. */
+export function readCpus(text: string): number[] {
+  const cpus = text.split(',').flatMap((part) => {
+    const [, first, last = first] = /^(\d{1,4})(?:-(\d{1,4}))?$/.exec(part) ?? [];
+    const from = Number(first);
+    const to = Number(last);
+    if (!(from <= to && to < 1024)) throw new InvalidArgumentError('Expected CPU numbers such as 0,2-3.');
+    return Array.from({ length: to - from + 1 }, (_, index) => from + index);
+  });
+  if (new Set(cpus).size < cpus.length) throw new InvalidArgumentError('A CPU is given twice.');
+  return cpus;
+}

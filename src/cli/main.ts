@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { PlainError, UsageError, withExamples } from './command.ts';
 import { declareFdb } from './fdb.ts';
+import { declareGen } from './gen.ts';
 import { declarePort } from './port.ts';
 import { declarePorts } from './ports.ts';
 import { declareQemu } from './qemu.ts';
@@ -35,6 +36,7 @@ for (const declare of [
   declareFdb,
   declareQemu,
   declareVhostUserNet,
+  declareGen,
 ])
   declare(program);
 withExamples(

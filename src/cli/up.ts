@@ -3,9 +3,9 @@
  * A second signal ends the process at once. One line says when the switch is ready, then one a line an event.
  */
 import { resolve } from 'node:path';
-import { type Command, InvalidArgumentError, Option } from 'commander';
+import { type Command, Option } from 'commander';
 import type { PollMode, PortSpec, PortStatus, SwitchEvents, SwitchOptions } from '../switch/types.ts';
-import { PlainError, wholeNumber, withExamples } from './command.ts';
+import { PlainError, readCpus, wholeNumber, withExamples } from './command.ts';
 import { doing, PORT_FORM, readPort, withPath } from './port.ts';
 import { firstSignal } from './signal.ts';
 
@@ -55,19 +55,6 @@ export function declareUp(program: Command): void {
     'vireo up lab.yaml --cpus 2-3 --poll busy',
   );
   command.action((file: string | undefined, options: UpOptions) => up(file, options));
-}
-
-/** CPU numbers from `0,2-3`. */
-function readCpus(text: string): number[] {
-  const cpus = text.split(',').flatMap((part) => {
-    const [, first, last = first] = /^(\d{1,4})(?:-(\d{1,4}))?$/.exec(part) ?? [];
-    const from = Number(first);
-    const to = Number(last);
-    if (!(from <= to && to < 1024)) throw new InvalidArgumentError('Expected CPU numbers such as 0,2-3.');
-    return Array.from({ length: to - from + 1 }, (_, index) => from + index);
-  });
-  if (new Set(cpus).size < cpus.length) throw new InvalidArgumentError('A CPU is given twice.');
-  return cpus;
 }
 
 /** The file's options with those of the command line over them. */

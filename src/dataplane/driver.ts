@@ -105,41 +105,95 @@ export function sendFrame(at: usize, frame: usize, length: u32): i32 {
   return 1;
 }
 
-/**
- * Copies the next received frame to `to` (MAX_FRAME bytes of room) and lends its buffers again. Returns its
- * length, 0 when none came, BAD when the device lied. A frame that is too short for Ethernet counts as an error.
- */
-export function receiveFrame(at: usize, to: usize): i32 {
-  const ring = changetype<DriverRing>(at);
+/** Buffers that the device may have filled; BAD when it lied. */
+@inline export function waiting(ring: DriverRing): i32 {
   if (ring.error != 0) return BAD;
-  const came = ring.flags & PACKED ? packed.waiting(ring) : split.waiting(ring);
-  if (came <= 0) return came;
+  return ring.flags & PACKED ? packed.waiting(ring) : split.waiting(ring);
+}
+
+/** The frame taken last: where it lies, its bytes, and whether that is a buffer, which giveBack() lends again. */
+export let takenAt: usize = 0;
+export let takenLength: u32 = 0;
+let takenBuffer: bool = false;
+
+/**
+ * Takes the next received frame, which is in the first of `came` buffers, of waiting(). One in a single buffer stays
+ * where the device wrote it, and may write to it still; others are copied to `scratch` (MAX_FRAME bytes). Returns the
+ * buffers that it came in, 0 when none came, BAD when the device lied. To be given back before the next one is taken.
+ * A frame that is too short for Ethernet counts as an error.
+ */
+export function takeFrame(ring: DriverRing, came: i32, scratch: usize): i32 {
+  const entry = ring.flags & PACKED ? packed.used(ring) : split.used(ring);
+  if (entry < 0) return ring.error ? BAD : 0;
   const headerLength = ring.headerLength;
-  let buffers: u32 = 1;
-  let total: u32 = 0;
-  for (let i: u32 = 0; i < buffers; i++) {
+  const length = <u32>(entry >> 16);
+  if (length > ring.bufferLength || length < headerLength) return broken(ring, E_USED_LENGTH, length);
+  const buffer = bufferOf(ring, <u32>entry & 0xffff);
+  if (ring.flags & MERGEABLE) {
+    const buffers = <u32>load<u16>(buffer, 10);
+    if (buffers != 1) return gather(ring, buffers, came, buffer, length, scratch);
+  }
+  takenAt = buffer + headerLength;
+  takenLength = length - headerLength;
+  takenBuffer = true;
+  if (takenLength > MAX_FRAME) return broken(ring, E_USED_LENGTH, takenLength);
+  record(ring);
+  return 1;
+}
+
+/** Copies a frame that came in several buffers, `buffer` with `length` bytes the first of them. */
+function gather(ring: DriverRing, buffers: u32, came: i32, buffer: usize, length: u32, to: usize): i32 {
+  if (buffers == 0 || buffers > <u32>came) return broken(ring, E_NUM_BUFFERS, buffers);
+  const headerLength = ring.headerLength;
+  if (ring.flags & OFFLOADS) memory.copy(to - HEADER_ROOM, buffer, HEADER_FIELDS);
+  let total = length - headerLength;
+  if (total > MAX_FRAME) return broken(ring, E_USED_LENGTH, total);
+  copy(to, buffer + headerLength, total);
+  post(ring, take(ring));
+  for (let i: u32 = 1; i < buffers; i++) {
     const entry = ring.flags & PACKED ? packed.used(ring) : split.used(ring);
     // All buffers of a frame come at once (5.1.6.4).
     if (entry < 0) return ring.error ? BAD : broken(ring, E_NUM_BUFFERS, buffers);
-    const id = <u32>entry & 0xffff;
-    const length = <u32>(entry >> 16);
-    if (length > ring.bufferLength || length < (i == 0 ? headerLength : 1)) return broken(ring, E_USED_LENGTH, length);
-    const buffer = bufferOf(ring, id);
-    if (i == 0 && ring.flags & MERGEABLE) {
-      buffers = <u32>load<u16>(buffer, 10);
-      if (buffers == 0 || buffers > <u32>came) return broken(ring, E_NUM_BUFFERS, buffers);
-    }
-    if (i == 0 && ring.flags & OFFLOADS) memory.copy(to - HEADER_ROOM, buffer, HEADER_FIELDS);
-    const skip = i == 0 ? headerLength : 0;
-    const part = length - skip;
+    const part = <u32>(entry >> 16);
+    if (part > ring.bufferLength || part < 1) return broken(ring, E_USED_LENGTH, part);
     if (total + part > MAX_FRAME) return broken(ring, E_USED_LENGTH, total + part);
-    copy(to + total, buffer + skip, part);
+    copy(to + total, bufferOf(ring, <u32>entry & 0xffff), part);
     total += part;
     post(ring, take(ring));
   }
-  if (total < ETHERNET_HEADER) ring.errors += 1;
-  else recordDriver(ring, to, total);
-  return <i32>total;
+  takenAt = to;
+  takenLength = total;
+  takenBuffer = false;
+  record(ring);
+  return <i32>buffers;
+}
+
+@inline function record(ring: DriverRing): void {
+  if (takenLength < ETHERNET_HEADER) ring.errors += 1;
+  else recordDriver(ring, takenAt, takenLength);
+}
+
+/** Lends the buffer of the frame taken last to the device again. */
+@inline export function giveBack(ring: DriverRing): void {
+  if (takenBuffer) post(ring, take(ring));
+}
+
+/**
+ * Copies the next received frame to `to` (MAX_FRAME bytes of room) and lends its buffers again. Returns its
+ * length, 0 when none came, BAD when the device lied.
+ */
+export function receiveFrame(at: usize, to: usize): i32 {
+  const ring = changetype<DriverRing>(at);
+  const came = waiting(ring);
+  if (came <= 0) return came;
+  const buffers = takeFrame(ring, came, to);
+  if (buffers <= 0) return buffers;
+  if (takenBuffer) {
+    if (ring.flags & OFFLOADS) memory.copy(to - HEADER_ROOM, takenAt - ring.headerLength, HEADER_FIELDS);
+    copy(to, takenAt, takenLength);
+    giveBack(ring);
+  }
+  return <i32>takenLength;
 }
 
 /**

@@ -1,12 +1,17 @@
 /** What the data plane offers to the workers and the control plane: functions, and the layouts by name. */
 import * as L from './layout';
 import * as S from './scratch';
+import * as C from './capture';
+import * as G from './generator';
+import * as H from './histogram';
+import * as T from './track';
 import { Entry, ENTRY_STRIDE as ENTRY_BYTES, FDB_SLOTS as SLOTS } from './fdb';
 
 export { armAll, disarmAll, poll, sleep, start, wake } from './poll';
 export { flush, learn, lookup } from './fdb';
 export { flowHash } from './flow';
 export { discardHeld } from './held';
+export { generate } from './generate';
 export { markStart } from './log';
 export {
   armDriver, disarmDriver, drainFrames, floodFrames, prepareDriver, publishDriver, receiveFrame, reclaim, sendFrame,
@@ -174,3 +179,87 @@ export const DriverRing_errors: usize = offsetof<L.DriverRing>('errors');
 export const DriverRing_sizes: usize = offsetof<L.DriverRing>('sizes');
 export const DriverRing_multicasts: usize = offsetof<L.DriverRing>('multicasts');
 export const DriverRing_broadcasts: usize = offsetof<L.DriverRing>('broadcasts');
+
+// The generator.
+export const FRAME_STRIDE: usize = G.FRAME_STRIDE;
+export const NOTE_STRIDE: usize = G.NOTE_STRIDE;
+export const TASK_STRIDE: usize = G.TASK_STRIDE;
+export const TRACK_STRIDE: usize = T.TRACK_STRIDE;
+export const TRACK_WINDOW: u32 = T.TRACK_WINDOW;
+export const HISTOGRAM_COUNTS: u32 = H.HISTOGRAM_COUNTS;
+export const HISTOGRAM_BASE: usize = H.HISTOGRAM_BASE;
+
+export const Generator_stop: usize = offsetof<G.Generator>('stop');
+export const Generator_taskCount: usize = offsetof<G.Generator>('taskCount');
+export const Generator_tasks: usize = offsetof<G.Generator>('tasks');
+export const Generator_pattern: usize = offsetof<G.Generator>('pattern');
+export const Generator_done: usize = offsetof<G.Generator>('done');
+export const Generator_run: usize = offsetof<G.Generator>('run');
+export const Generator_begin: usize = offsetof<G.Generator>('begin');
+export const Generator_end: usize = offsetof<G.Generator>('end');
+
+export const Task_kind: usize = offsetof<G.Task>('kind');
+export const Task_receive: usize = offsetof<G.Task>('receive');
+export const Task_send: usize = offsetof<G.Task>('send');
+export const Task_kickReceive: usize = offsetof<G.Task>('kickReceive');
+export const Task_kickSend: usize = offsetof<G.Task>('kickSend');
+export const Task_broken: usize = offsetof<G.Task>('broken');
+export const Task_frames: usize = offsetof<G.Task>('frames');
+export const Task_frameCount: usize = offsetof<G.Task>('frameCount');
+export const Task_position: usize = offsetof<G.Task>('position');
+export const Task_notes: usize = offsetof<G.Task>('notes');
+export const Task_train: usize = offsetof<G.Task>('train');
+export const Task_stream: usize = offsetof<G.Task>('stream');
+export const Task_dueFraction: usize = offsetof<G.Task>('dueFraction');
+export const Task_due: usize = offsetof<G.Task>('due');
+export const Task_sequence: usize = offsetof<G.Task>('sequence');
+export const Task_limit: usize = offsetof<G.Task>('limit');
+export const Task_sentBytes: usize = offsetof<G.Task>('sentBytes');
+export const Task_full: usize = offsetof<G.Task>('full');
+export const Task_lateMost: usize = offsetof<G.Task>('lateMost');
+export const Task_lateSum: usize = offsetof<G.Task>('lateSum');
+export const Task_first: usize = offsetof<G.Task>('first');
+export const Task_last: usize = offsetof<G.Task>('last');
+export const Task_received: usize = offsetof<G.Task>('received');
+export const Task_receivedBytes: usize = offsetof<G.Task>('receivedBytes');
+export const Task_foreign: usize = offsetof<G.Task>('foreign');
+export const Task_corrupt: usize = offsetof<G.Task>('corrupt');
+export const Task_receivedFirst: usize = offsetof<G.Task>('receivedFirst');
+export const Task_receivedLast: usize = offsetof<G.Task>('receivedLast');
+export const Task_tracks: usize = offsetof<G.Task>('tracks');
+export const Task_streams: usize = offsetof<G.Task>('streams');
+export const Task_histogram: usize = offsetof<G.Task>('histogram');
+export const Task_capture: usize = offsetof<G.Task>('capture');
+export const Task_dropped: usize = offsetof<G.Task>('dropped');
+export const Task_source: usize = offsetof<G.Task>('source');
+export const Task_peer: usize = offsetof<G.Task>('peer');
+export const Task_arps: usize = offsetof<G.Task>('arps');
+export const Task_echoes: usize = offsetof<G.Task>('echoes');
+
+export const Frame_at: usize = offsetof<G.Frame>('at');
+export const Frame_length: usize = offsetof<G.Frame>('length');
+export const Frame_stamp: usize = offsetof<G.Frame>('stamp');
+export const Frame_checksum: usize = offsetof<G.Frame>('checksum');
+export const Frame_sum: usize = offsetof<G.Frame>('sum');
+export const Frame_gapFraction: usize = offsetof<G.Frame>('gapFraction');
+export const Frame_gap: usize = offsetof<G.Frame>('gap');
+
+export const Track_next: usize = offsetof<T.Track>('next');
+export const Track_unique: usize = offsetof<T.Track>('unique');
+export const Track_reordered: usize = offsetof<T.Track>('reordered');
+export const Track_distance: usize = offsetof<T.Track>('distance');
+export const Track_duplicates: usize = offsetof<T.Track>('duplicates');
+export const Track_stale: usize = offsetof<T.Track>('stale');
+
+export const Histogram_total: usize = offsetof<H.Histogram>('total');
+export const Histogram_sum: usize = offsetof<H.Histogram>('sum');
+export const Histogram_least: usize = offsetof<H.Histogram>('least');
+export const Histogram_most: usize = offsetof<H.Histogram>('most');
+
+export const Capture_at: usize = offsetof<C.Capture>('at');
+export const Capture_size: usize = offsetof<C.Capture>('size');
+export const Capture_written: usize = offsetof<C.Capture>('written');
+export const Capture_taken: usize = offsetof<C.Capture>('taken');
+export const Capture_epoch: usize = offsetof<C.Capture>('epoch');
+export const Capture_frames: usize = offsetof<C.Capture>('frames');
+export const Capture_lost: usize = offsetof<C.Capture>('lost');

@@ -102,6 +102,8 @@ export function useWorker(index: u32): void {
 /** Number of a packet, and the ring that it goes to: u32 each. */
 @inline export function spreadSlot(index: u32): usize { return base + SPREAD + ((<usize>index) << 3); }
 @inline export function frameScratch(): usize { return base + FRAME; }
+/** An answer that is being written, behind room for its virtio-net header: pieceFrame() has no other use then. */
+@inline export function answerScratch(): usize { return base + PIECE + 64; }
 @inline export function wholeFrame(): usize { return base + WHOLE + 16; }
 /** The frame that was made, behind room for its virtio-net header, and what is known of it. */
 @inline export function pieceFrame(): usize { return base + PIECE + 64; }

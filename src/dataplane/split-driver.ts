@@ -15,9 +15,14 @@ const NO_NOTIFY: u16 = 1;
 @inline function usedEvent(ring: DriverRing): usize { return ring.avail + 4 + (<usize>ring.size << 1); }
 @inline function availEvent(ring: DriverRing): usize { return ring.used + 4 + (<usize>ring.size << 3); }
 
+/**
+ * What stands there already isn't written again: most descriptors never change, and as long as nobody writes to them
+ * the device's core keeps its copies of their cache lines.
+ */
 @inline function writeDescriptor(at: usize, address: u64, length: u32, flags: u32, next: u32): void {
-  store<u64>(at, address);
-  store<u64>(at, <u64>length | (<u64>flags << 32) | (<u64>next << 48), 8);
+  const rest = <u64>length | (<u64>flags << 32) | (<u64>next << 48);
+  if (load<u64>(at) != address) store<u64>(at, address);
+  if (load<u64>(at, 8) != rest) store<u64>(at, rest, 8);
 }
 
 export function prepare(ring: DriverRing): void {
@@ -29,7 +34,8 @@ export function prepare(ring: DriverRing): void {
 /** Makes a chain available; not visible to the device before publish(). */
 @inline function lend(ring: DriverRing, head: u32, length: u32): void {
   shadowOf(ring, head).length = length;
-  store<u16>(ring.avail + 4 + (<usize>(ring.availIdx & (ring.size - 1)) << 1), <u16>head);
+  const entry = ring.avail + 4 + (<usize>(ring.availIdx & (ring.size - 1)) << 1);
+  if (load<u16>(entry) != <u16>head) store<u16>(entry, <u16>head);
   ring.availIdx = (ring.availIdx + 1) & 0xffff;
   ring.lent += 1;
 }

@@ -416,6 +416,30 @@ export class VirtioUser extends EventEmitter<VirtioUserEvents> {
     return 0;
   }
 
+  /**
+   * What a thread of this process needs to drive the rings by itself, as the generator does: their places in the
+   * arena (DriverRing) and the eventfds that wake the back-end. Nothing is to be sent or received here meanwhile.
+   */
+  get driven(): {
+    arena: Arena;
+    queues: { receive: number; send: number; kickReceive: number; kickSend: number }[];
+  } {
+    this.#live();
+    const { all, kicks } = this.#rings;
+    const queues = Array.from({ length: this.queues }, (_, i) => ({
+      receive: all[2 * i + TO_US]!.at,
+      send: all[2 * i + FROM_US]!.at,
+      kickReceive: kicks[2 * i + TO_US]!,
+      kickSend: kicks[2 * i + FROM_US]!,
+    }));
+    return { arena: this.#arena, queues };
+  }
+
+  /** The rule that the back-end broke, which ended a ring; undefined: none. */
+  fault(): string | undefined {
+    return this.#rings.all.map((_, index) => this.#rings.fault(index)).find((fault) => fault !== undefined);
+  }
+
   /** Stops the rings, tells the back-end, and frees everything. May be called again. */
   async close(): Promise<void> {
     if (this.#ended) return;
