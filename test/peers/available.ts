@@ -6,7 +6,15 @@ import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DEVICES_GUEST, GUEST, type Recipe, recipeHash } from './guest-recipe.ts';
 
-export type Peer = 'hugepages' | 'dpdk' | 'ovs' | 'qemu' | 'guestKernel' | 'kernelDevices' | 'libvirtSchema';
+export type Peer =
+  | 'hugepages'
+  | 'dpdk'
+  | 'ovs'
+  | 'qemu'
+  | 'guestKernel'
+  | 'kernelDevices'
+  | 'libvirtSchema'
+  | 'passt';
 
 /** The repository's root, from dist/test/peers. */
 export const root = fileURLToPath(new URL('../../..', import.meta.url));
@@ -38,6 +46,8 @@ export const devicesImage = new GuestImage(DEVICES_GUEST);
 /** What libvirt checks domains against, by libvirt-schema.ts. */
 export const libvirtSchema = join(cache, 'libvirt-schemas/domain.rng');
 export const ovsVswitchd = '/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk';
+/** A passt that is a vhost-user back-end, with its C library, by passt.ts. */
+export const passtFolder = join(cache, 'passt');
 export const qemuProgram = 'qemu-system-x86_64';
 
 /** 2 MiB pages for the peers of one test: two processes of DPDK and OVS's packet pool. */
@@ -95,6 +105,10 @@ export function peers(): Record<Peer, true | string> {
     libvirtSchema: need(
       existsSync(libvirtSchema) && which('xmllint'),
       'libvirt\'s schema or xmllint is not there: run "node dist/test/peers/setup.js" where apt-get can download and install libxml2-utils',
+    ),
+    passt: need(
+      existsSync(passtFolder) && which('ip'),
+      'passt or the program ip is not there: run "node dist/test/peers/setup.js" where apt-get can download from Debian and install iproute2',
     ),
   };
 }

@@ -4,9 +4,18 @@
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { devicesImage, guestImage, libvirtSchema, type Peer, peers, which } from './available.ts';
+import {
+  devicesImage,
+  guestImage,
+  libvirtSchema,
+  type Peer,
+  passtFolder,
+  peers,
+  which,
+} from './available.ts';
 import { buildImage } from './guest-image.ts';
 import { fetchSchema } from './libvirt-schema.ts';
+import { fetchPasst } from './passt.ts';
 import { accelerator } from './qemu.ts';
 
 /** Debian's packages for each peer. */
@@ -18,6 +27,7 @@ const PACKAGES: Record<Peer, string[]> = {
   guestKernel: [],
   kernelDevices: [],
   libvirtSchema: ['libxml2-utils'],
+  passt: ['iproute2'],
 };
 
 /** 2 MiB pages for as many peers as run side by side. */
@@ -34,6 +44,7 @@ export function install(wanted: Peer[], say: (line: string) => void): void {
   const missing = wanted.filter((peer) => peers()[peer] !== true);
   const packages = missing.flatMap((peer) => PACKAGES[peer]);
   const schema = wanted.includes('libvirtSchema') && !existsSync(libvirtSchema);
+  const passt = wanted.includes('passt') && !existsSync(passtFolder);
   const x64 = process.arch === 'x64';
   const image = wanted.includes('guestKernel') && x64 && !guestImage.built;
   const devices = wanted.includes('kernelDevices') && x64 && !devicesImage.built;
@@ -59,6 +70,7 @@ export function install(wanted: Peer[], say: (line: string) => void): void {
   if (apt && devices)
     attempt(say, 'downloading the kernel with vhost-net, vDPA and VDUSE', () => buildImage(devicesImage));
   if (apt && schema) attempt(say, "downloading libvirt's schema", fetchSchema);
+  if (apt && passt) attempt(say, 'downloading passt', fetchPasst);
   const found = peers();
   if (found.qemu === true && found.guestKernel === true && wanted.includes('qemu')) accelerator();
 }

@@ -68,7 +68,7 @@ export class Ovs {
     };
     const values = Object.entries(settings).map(([key, value]) => `other_config:${key}=${value}`);
     await this.vsctl('--no-wait', 'set', 'Open_vSwitch', '.', ...values);
-    await this.#daemon('vswitchd', ovsVswitchd, 60_000, [`unix:${this.#socket}`]);
+    await this.#startSwitch();
     await this.vsctl('add-br', BRIDGE, '--', 'set', 'bridge', BRIDGE, 'datapath_type=netdev');
     for (const port of ports) {
       const options = tso
@@ -80,6 +80,16 @@ export class Ovs {
     await until('sockets of OVS', 10_000, () =>
       ports.every((port) => existsSync(join(this.directory, port))),
     );
+  }
+
+  #startSwitch(): Promise<void> {
+    return this.#daemon('vswitchd', ovsVswitchd, 60_000, [`unix:${this.#socket}`]);
+  }
+
+  /** Kills the process that forwards and starts it again, which brings the bridge and its ports back. */
+  async restart(): Promise<void> {
+    await this.#children.pop()?.end('SIGKILL');
+    await this.#startSwitch();
   }
 
   /** `ovs-vsctl` on this instance. */

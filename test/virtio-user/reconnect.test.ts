@@ -3,21 +3,14 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { test } from 'node:test';
 import { createSwitch, type Switch } from '../../src/index.ts';
-import { VirtioUser, type VirtioUserEvents } from '../../src/virtio-user/device.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { count } from '../hostile/stage.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { happens } from '../support/link.ts';
 import { sockets } from '../support/sockets.ts';
 import { until } from '../support/until.ts';
 
 const DELAYS = { initialDelay: 5, maxDelay: 40 };
-
-/** The next event of this name; unlike events.once() it lets errors be. */
-function next<K extends keyof VirtioUserEvents>(
-  device: VirtioUser,
-  name: K,
-): Promise<VirtioUserEvents[K][0]> {
-  return new Promise((resolve) => device.once(name as 'linkUp', resolve as () => void));
-}
 
 /** A switch of two ports. */
 function start(path: (name: string) => string, role: 'client' | 'server'): Promise<Switch> {
@@ -60,7 +53,7 @@ for (const role of ['client', 'server'] as const) {
         await cross(a, b, 0);
         const { rxPackets } = b.counters();
         for (let round = 1; round <= 2; round++) {
-          const downs = [a, b].map((device) => next(device, 'linkDown'));
+          const downs = [a, b].map((device) => happens(device, 'linkDown'));
           const closed = a.closed;
           await vswitch.close();
           for (const { reason } of await Promise.all(downs)) assert.ok(reason.length > 0);
@@ -68,7 +61,7 @@ for (const role of ['client', 'server'] as const) {
           assert.equal(typeof (await closed), 'string');
           // What lies in a ring that has no back-end is lost or sent later, but never breaks it.
           a.sendBurst(Array.from({ length: 100 }, () => frame(BROADCAST, mac(1))));
-          const ups = [a, b].map((device) => next(device, 'linkUp'));
+          const ups = [a, b].map((device) => happens(device, 'linkUp'));
           vswitch = await start(path, theirs);
           await Promise.all(ups);
           assert.equal(a.linkUp, true);
@@ -119,15 +112,15 @@ test('a back-end that came back with less is refused by name, one that is as bef
   });
   let vswitch = await createSwitch({ ports: [port()] });
   await using a = await VirtioUser.open({ path: path('a'), reconnect: DELAYS });
-  const failed = next(a, 'error');
+  const failed = happens(a, 'error');
   await vswitch.close();
   await failed;
-  const refused = next(a, 'error');
+  const refused = happens(a, 'error');
   vswitch = await createSwitch({ ports: [port('-in-order')] });
   const error = await refused;
   assert.equal(error.message, 'the back-end that came back does not offer VIRTIO_F_IN_ORDER');
   await vswitch.close();
-  const up = next(a, 'linkUp');
+  const up = happens(a, 'linkUp');
   vswitch = await createSwitch({ ports: [port()] });
   await up;
   await vswitch.close();
