@@ -20,6 +20,7 @@ import * as m from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
 import type { VirtioUserOptions } from '../../src/virtio-user/options.ts';
+import { until } from '../support/until.ts';
 import { RawEnd } from '../vhost/harness.ts';
 import { count } from './stage.ts';
 
@@ -67,10 +68,19 @@ function honest(end: RawEnd, { request, flags, payload }: Request): void {
   if (answer) end.message(request, answer, { flags: m.FLAG_REPLY });
 }
 
-/** Serves one front-end until it leaves. The first region's descriptor is given to `memory`, to close. */
-async function serve(listenFd: number, lie: Lie, memory: (fd: number) => void): Promise<void> {
+/**
+ * Serves one front-end until it leaves, or none once `stopped`. The first region's descriptor is given to `memory`, to
+ * close.
+ */
+async function serve(
+  listenFd: number,
+  lie: Lie,
+  memory: (fd: number) => void,
+  stopped = () => false,
+): Promise<void> {
   let fd = acceptUnix(listenFd);
-  for (; fd === undefined; fd = acceptUnix(listenFd)) await sleep(1);
+  for (; fd === undefined && !stopped(); fd = acceptUnix(listenFd)) await sleep(1);
+  if (fd === undefined) return;
   const end = new RawEnd(fd);
   try {
     for (let request = await end.next(); request; request = await end.next()) {
@@ -246,6 +256,73 @@ describe('a back-end that starts, and then lies in the rings', () => {
           await device.close();
         },
       );
+    });
+  }
+});
+
+test('a device that connects again by itself, and a row of back-ends that lie: each is named, the honest one is taken', async () => {
+  const before = count();
+  const listenFd = listenUnix(path);
+  const memories: number[] = [];
+  let stopped = false;
+  // Every second one is honest at first, and lies in the rings once they run.
+  const serving = (async () => {
+    for (let connection = 0; !stopped; connection++) {
+      const round = connection >> 1;
+      const [, , act] = LIES[round % LIES.length]!;
+      const asked = R[ASKED[round % ASKED.length]!];
+      const lie: Lie = (end, { request }) => {
+        if (connection % 2 === 0 || request !== asked) return false;
+        act(end, request);
+        return true;
+      };
+      await serve(
+        listenFd,
+        lie,
+        (fd) => memories.push(fd),
+        () => stopped,
+      );
+    }
+  })();
+  const reconnect = { initialDelay: 1, maxDelay: 20 };
+  const device = await VirtioUser.open({ path, timeout: 300, reconnect });
+  const told: string[] = [];
+  device.on('linkDown', ({ reason }) => told.push(`down: ${reason}`));
+  device.on('error', ({ code, message }) => told.push(`${code}: ${message}`));
+  const used = Math.ceil((16 * SIZE + 6 + 2 * SIZE) / 64) * 64;
+  for (let round = 0; round < 2 * LIES.length; round++) {
+    const [, says] = LIES[round % LIES.length]!;
+    writeSync(memories.at(-1)!, Buffer.from([44, 1]), 0, 2, used + 2);
+    assert.deepEqual(device.receiveBurst(), []);
+    assert.equal(device.linkUp, false);
+    await until(() => device.linkUp, 'an honest back-end is taken');
+    assert.deepEqual(told.splice(0, 1), ['down: the back-end moved used.idx by 300, more than it was given']);
+    assert.equal(told.length, 1, told.join());
+    assert.ok(told[0]!.startsWith('BACKEND: ') && told.pop()!.includes(says), `${says}`);
+    assert.equal(device.send(frame), true, 'the rings began anew');
+  }
+  await device.close();
+  stopped = true;
+  await serving;
+  closeFd(listenFd);
+  for (const fd of memories) closeFd(fd);
+  rmSync(path, { force: true });
+  assert.deepEqual(count(), before, 'descriptors and mappings are as many as before');
+});
+
+test('whatever a back-end does, the memory of its device is there for the next: more in turn than fits at once', async () => {
+  // A gibibyte of buffers; the address space of all devices has four.
+  const large = { queueSize: 512, bufferLength: 1 << 20 };
+  for (let round = 0; round < 12; round++) {
+    const [, says, act] = LIES[round % LIES.length]!;
+    const lie: Lie = (end, { request }) => {
+      if (round % 3 === 0 || request !== R.SET_VRING_ENABLE) return false;
+      act(end, request);
+      return true;
+    };
+    await against(lie, large, async (open) => {
+      if (round % 3 === 0) return (await open).close();
+      await assert.rejects(open, (error: Error) => error.message.includes(says));
     });
   }
 });
