@@ -1,4 +1,5 @@
 /** Linux for the rest of Vireo: one small typed interface over the C library. */
+export * from './device-file.ts';
 export * from './epoll.ts';
 export * from './errors.ts';
 export * from './eventfd.ts';
@@ -8,6 +9,7 @@ export * from './memory.ts';
 export * from './notify.ts';
 export * from './poller.ts';
 export * from './runtime-directory.ts';
+export * from './tap.ts';
 export * from './thread.ts';
 export * from './unix-socket.ts';
 export * from './userfault.ts';

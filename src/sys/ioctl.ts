@@ -1,6 +1,6 @@
 /** Device control. Who calls it knows the request's structure. */
-import { check } from './errors.ts';
-import { libc } from './libc.ts';
+import { check, SystemError } from './errors.ts';
+import { lastErrno, libc } from './libc.ts';
 
 const DIRECTIONS = { none: 0, write: 1, read: 2, both: 3 } as const;
 
@@ -27,4 +27,19 @@ export function ioctl(fd: number, request: number | bigint, argument: Uint8Array
       ? libc.ioctlPointer(fd, request, argument)
       : libc.ioctlValue(fd, request, argument);
   return check(result, 'ioctl', `${fd}, 0x${request.toString(16)}`);
+}
+
+/**
+ * The same for a request that another process has to answer before the call returns, in a thread of its own.
+ * `argument` must not be touched until the promise settles.
+ */
+export function ioctlAsync(fd: number, request: number, argument: Uint8Array): Promise<number> {
+  return new Promise((resolve, reject) => {
+    libc.ioctlPointer.async(fd, request, argument, (error: unknown, result: number) => {
+      if (error) reject(error);
+      else if (result !== -1) resolve(result);
+      // koffi hands the other thread's errno on to this callback.
+      else reject(new SystemError('ioctl', lastErrno(), `${fd}, 0x${request.toString(16)}`));
+    });
+  });
 }

@@ -142,7 +142,7 @@ export const libc = {
     'void *',
   ]),
 
-  ioctlPointer: declare<(fd: number, request: number | bigint, argument: Uint8Array) => number>(
+  ioctlPointer: declare<KoffiFunc<(fd: number, request: number | bigint, argument: Uint8Array) => number>>(
     'ioctl',
     'int',
     ['int', 'uint64', 'void *'],

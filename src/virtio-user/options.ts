@@ -1,6 +1,8 @@
 /** What a virtio-user device is opened with, what it asks of its back-end by that, and what it can't be made of. */
+import { isInterfaceName } from '../sys/index.ts';
 import { features } from '../virtio/features.ts';
 import { VirtioUserError } from './errors.ts';
+import { VHOST_NET } from './vhost-net.ts';
 
 /** Everything that the driver can make use of, but for packed rings, which are asked for. */
 export const DRIVER_FEATURES =
@@ -38,10 +40,15 @@ export const MAX_HEADER = 12;
 const MAX_BUFFER = 1 << 20;
 
 export interface VirtioUserOptions {
-  /** Path of the back-end's socket, or of ours with `role: 'server'`. */
+  /**
+   * Path of the back-end's socket, or of ours with `role: 'server'`; or of a character device of the kernel,
+   * `/dev/vhost-net` or `/dev/vhost-vdpa-0`.
+   */
   path: string;
   /** `client` (default) connects; `server` listens and waits for the back-end to connect. */
   role?: 'client' | 'server';
+  /** With `/dev/vhost-net`, the TAP on the other side, `tap0`; it is made where it isn't there. */
+  interface?: string;
   /** Descriptors of each ring, 2 to 32768, of split rings a power of 2; default 256. */
   queueSize?: number;
   /** Queue pairs, 1 to 128; default 1. Rejects where the back-end has fewer. */
@@ -113,6 +120,9 @@ export function settle(options: VirtioUserOptions): Settings {
     throw new VirtioUserError('BAD_OPTION', `timeout ${timeout}: a number of milliseconds expected`);
   if (mac !== undefined && !/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(mac))
     throw new VirtioUserError('BAD_OPTION', `mac ${mac}: an address such as 52:54:00:12:34:56 expected`);
+  const { interface: tap = '' } = options;
+  if (path === VHOST_NET && !isInterfaceName(tap))
+    throw new VirtioUserError('BAD_OPTION', `interface "${tap}": the name of a TAP, such as tap0, expected`);
   let wanted = asked;
   if (packed) wanted |= features.VIRTIO_F_RING_PACKED;
   if (offloads) wanted |= DRIVER_OFFLOADS;
@@ -120,6 +130,7 @@ export function settle(options: VirtioUserOptions): Settings {
   return {
     path,
     role,
+    interface: tap,
     queueSize,
     queues,
     packed,

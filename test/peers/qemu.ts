@@ -46,7 +46,7 @@ const BOOT = 90_000;
 /** Bytes of a guest that have come before it goes by postcopy: some of it here, some of it not. */
 const POSTCOPY_FROM = 8 << 20;
 
-const KERNEL = 'console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on';
+const KERNEL = 'console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on no_timer_check';
 
 /** A list of QEMU's options, of what there is. */
 const list = (...parts: (string | undefined)[]) => parts.filter((part) => part !== undefined).join(',');
