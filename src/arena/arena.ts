@@ -5,7 +5,7 @@
  * The memory is committed lazily: what nobody touches costs address space only. An address in the arena is its
  * offset; what lies where is in src/dataplane/layout.ts.
  */
-import { addressOf, dontDump, mapFixed } from '../sys/index.ts';
+import { addressOf, dontDump, type Guard, guardMemory, mapFixed } from '../sys/index.ts';
 import {
   ARENA_PAGES,
   compileDataplane,
@@ -42,6 +42,8 @@ export class Arena {
   readonly base: bigint;
   readonly #tables: Space;
   readonly #mapped: Space;
+  /** By the start of their range. */
+  readonly #guards = new Map<number, Guard>();
   /** What to add to an offset to make its address a multiple of MAP_ALIGN. */
   readonly #skew: number;
 
@@ -110,11 +112,20 @@ export class Arena {
         `${size} bytes of guest memory don't fit: the largest free piece of the arena has ${this.largestFree} bytes`,
       );
     }
-    return { start: shifted - this.#skew, length: size };
+    const start = shifted - this.#skew;
+    this.#guards.set(start, guardMemory(this.base + BigInt(start), BigInt(size), align));
+    return { start, length: size };
+  }
+
+  /** A file that is mapped in the range was made shorter, and somebody has touched what is missing. */
+  isCut(range: Range): boolean {
+    return this.#guards.get(range.start)?.hit ?? false;
   }
 
   /** Lays anonymous memory over the range, never a hole, and gives the range back. */
   unmap(range: Range): void {
+    this.#guards.get(range.start)?.release();
+    this.#guards.delete(range.start);
     mapFixed(this.base + BigInt(range.start), range.length, 'anonymous');
     this.#mapped.free(range.start + this.#skew, range.length);
   }

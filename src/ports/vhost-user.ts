@@ -91,6 +91,10 @@ export class VhostUserPort implements Port {
             this.#lastError = `queue ${queue}: ${reason}`;
             context.events.queueBroken(queue, reason);
           },
+          onMemoryLost: (reason) => {
+            this.#fail(reason);
+            void this.#session?.close(reason);
+          },
         },
       });
     } catch (error) {

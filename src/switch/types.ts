@@ -125,7 +125,7 @@ export interface MemoryRegionStatus {
   size: number;
   /** Bytes in a page of the backing file. */
   pageSize: number;
-  /** False: the front-end could truncate the file under us. */
+  /** False: the front-end could truncate the file under us, and would be disconnected. */
   sealed: boolean;
   /** Mapped as a whole; or, of a guest too large for that, through windows of 2 MiB; or by copies of its bytes. */
   reached: 'mapped' | 'windows' | 'copies';

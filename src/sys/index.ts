@@ -4,6 +4,7 @@ export * from './epoll.ts';
 export * from './errors.ts';
 export * from './eventfd.ts';
 export * from './fd.ts';
+export * from './guard.ts';
 export * from './ioctl.ts';
 export * from './memory.ts';
 export * from './notify.ts';

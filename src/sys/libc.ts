@@ -50,6 +50,16 @@ export const libc = {
     'uint64',
     'size_t',
   ]),
+  mprotect: declare<(address: bigint, length: number, protection: number) => number>('mprotect', 'int', [
+    'uint64',
+    'size_t',
+    'int',
+  ]),
+  sigaction: declare<(signal: number, action: Pointer, before: null) => number>('sigaction', 'int', [
+    'int',
+    'void *',
+    'void *',
+  ]),
   madvise: declare<(address: bigint, length: number | bigint, advice: number) => number>('madvise', 'int', [
     'uint64',
     'size_t',

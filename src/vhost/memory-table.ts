@@ -11,6 +11,8 @@ import {
   closeFd,
   dontDump,
   fileInfo,
+  type Guard,
+  guardMemory,
   isSystemError,
   mapAnywhere,
   sealAgainstShrink,
@@ -43,7 +45,7 @@ export interface MappedRegion {
   /** Offset of its first byte in the arena, and what to unmap. */
   inside: { at: number; range: Range } | null;
   /** Its file, and where the file's page that it begins in lies in the process. */
-  outside: { fd: number; address: bigint } | null;
+  outside: { fd: number; address: bigint; guard: Guard } | null;
 }
 
 /** A part of guest memory that lies in the arena for as long as the table stays as it is. */
@@ -125,6 +127,14 @@ export class MemoryTable {
   /** Not all of it lies in the arena. */
   get large(): boolean {
     return this.#regions.some((region) => region.reached !== 'mapped');
+  }
+
+  /** The guest address of a region whose file was made shorter under us, once somebody has touched what is missing. */
+  get cut(): bigint | undefined {
+    const isCut = ({ inside, outside }: MappedRegion) =>
+      (inside && this.#arena.isCut(inside.range)) || outside?.guard.hit;
+    const pin = [...this.#pins].find(({ range }) => this.#arena.isCut(range));
+    return (this.#regions.find(isCut) ?? pin?.region)?.guestAddress;
   }
 
   /** Windows help to reach it. */
@@ -246,7 +256,8 @@ export class MemoryTable {
       const address = this.#outside(fd, from, end - from);
       keep = true;
       const reached = pageSize <= this.#structures.constant('CHUNK') ? 'windows' : 'copies';
-      return { ...mapped, reached, inside: null, outside: { fd, address } };
+      const guard = guardMemory(address, end - from, pageSize);
+      return { ...mapped, reached, inside: null, outside: { fd, address, guard } };
     } catch (error) {
       const name = `region at guest address 0x${guestAddress.toString(16)}`;
       throw new Error(`${name}: ${(error as Error).message}`, { cause: error });
@@ -295,6 +306,7 @@ export class MemoryTable {
     const { inside, outside, offset, end, pageSize } = region;
     if (inside) this.#arena.unmap(inside.range);
     if (!outside) return;
+    outside.guard.release();
     unmapAnywhere(outside.address, end - (offset - (offset % BigInt(pageSize))));
     closeFd(outside.fd);
   }

@@ -46,6 +46,9 @@ const EVENT_DISABLE = 1;
 /** Milliseconds between two looks at whether something new is in the log. */
 const LOG_PERIOD = 100;
 
+/** Milliseconds between two looks at whether a memory file was made shorter. */
+const CUT_PERIOD = 200;
+
 /** Vring.callRound of a ring that is in no list of calls. */
 const NO_ROUND = 0xffff_ffff;
 
@@ -122,6 +125,8 @@ export interface NetDeviceEvents {
   /** A ring started, was stopped, enabled or disabled by the front-end, or broke. */
   onRings(): void;
   onQueueBroken(queue: number, reason: string): void;
+  /** Once for a memory table: guest memory has gone under the device, which is of no use until it is reset. */
+  onMemoryLost?(reason: string): void;
 }
 
 /** What a port says of the device itself; a front-end may have its own ideas of what it doesn't. */
@@ -168,6 +173,8 @@ export class NetDevice implements VhostUserDevice {
   #log: DirtyLog | null = null;
   #inflight: Inflight | null = null;
   #postcopy: Postcopy | null = null;
+  /** Runs while there is memory whose file may be made shorter. */
+  #cutTimer: NodeJS.Timeout | null = null;
   #logFd = -1;
   #logTimer: NodeJS.Timeout | null = null;
   readonly #limits: DeviceLimits;
@@ -354,6 +361,7 @@ export class NetDevice implements VhostUserDevice {
     return this.#paused((running) => {
       for (const q of this.queues) this.#forgetTranslation(q);
       change();
+      this.#lookForCuts();
       if (this.#postcopy?.active) this.#watchMemory(this.#postcopy);
       this.#iotlb?.resolve(this.memory);
       for (const q of running) {
@@ -376,6 +384,21 @@ export class NetDevice implements VhostUserDevice {
     for (const q of running) q.vring.set('state', STOPPED);
     change(running);
     for (const q of running) this.#goOn(q);
+  }
+
+  /** A file that takes no seal may be made shorter: whoever touches what is missing finds zeros (src/sys/guard.ts). */
+  #lookForCuts(): void {
+    if (this.#cutTimer) clearInterval(this.#cutTimer);
+    this.#cutTimer = null;
+    if (this.memory.regions.every(({ sealed }) => sealed)) return;
+    this.#cutTimer = setInterval(() => {
+      const { cut } = this.memory;
+      if (cut === undefined && !this.queues.some(({ windows }) => windows?.cut)) return;
+      if (this.#cutTimer) clearInterval(this.#cutTimer);
+      this.#cutTimer = null;
+      const region = cut === undefined ? '' : `region at guest address 0x${cut.toString(16)}: `;
+      this.#events.onMemoryLost?.(`${region}the file of guest memory was made shorter while it was in use`);
+    }, CUT_PERIOD);
   }
 
   openPostcopy(events: Pick<PostcopyOptions, 'patience' | 'onGiveUp'>): Postcopy {
@@ -714,6 +737,7 @@ export class NetDevice implements VhostUserDevice {
     await this.#stop([...this.queues]);
     this.#postcopy = null;
     this.memory.clear();
+    this.#lookForCuts();
     this.#misses.use(undefined);
     this.#useIotlb(false);
     this.#acknowledged = 0n;

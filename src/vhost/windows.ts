@@ -44,6 +44,11 @@ export class Windows {
     return new Windows(arena, room, list);
   }
 
+  /** A file that was looked at through one of them was made shorter. */
+  get cut(): boolean {
+    return this.#arena.isCut(this.#room);
+  }
+
   /** Gives everything back. Only while nobody works on the ring. */
   close(vring: VringStruct): void {
     vring.set('windows', 0);

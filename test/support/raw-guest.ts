@@ -22,6 +22,8 @@ export interface RawGuestOptions {
   size?: number;
   megabytes?: number;
   features?: bigint;
+  /** Its memory file takes seals; default true. */
+  sealable?: boolean;
   /** Bytes from one buffer to the next; default 2048. */
   stride?: number;
 }
@@ -49,7 +51,7 @@ export class RawGuest {
     this.bytes = (options.megabytes ?? 1) * 2 ** 20;
     this.#stride = options.stride ?? 2048;
     this.wanted = options.features ?? DEFAULT_FEATURES;
-    this.fd = memfd('raw-guest', this.bytes);
+    this.fd = memfd('raw-guest', this.bytes, { sealable: options.sealable ?? true });
     const parts = this.parts();
     const length = Math.ceil(parts.length / 4096) * 4096;
     this.rings = [0, 1].map((i) => ({
