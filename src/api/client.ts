@@ -1,6 +1,14 @@
 /** The other end of the control socket, as the CLI uses it. What fails is told with what to do about it. */
 import { request } from 'node:http';
-import type { FdbEntry, PortDetail, PortSpec, PortStatus, SwitchStatus } from '../switch/types.ts';
+import type {
+  Applied,
+  FdbEntry,
+  PortDetail,
+  PortSpec,
+  PortStatus,
+  SwitchOptions,
+  SwitchStatus,
+} from '../switch/types.ts';
 import { controlDirectory, controlPath, runningSwitches } from './path.ts';
 
 /** Bytes of an answer: a full forwarding table is a tenth of it. */
@@ -74,6 +82,15 @@ export class ControlClient {
 
   removePort(name: string): Promise<void> {
     return this.#call('DELETE', `/v1/ports/${encodeURIComponent(name)}`);
+  }
+
+  config(): Promise<SwitchOptions> {
+    return this.#call('GET', '/v1/config');
+  }
+
+  /** Brings the switch to this configuration. */
+  apply(options: SwitchOptions): Promise<Applied> {
+    return this.#call('PUT', '/v1/config', options);
   }
 
   fdb(): Promise<FdbEntry[]> {

@@ -6,6 +6,8 @@
  *     POST   /v1/ports         body PortSpec or { "spec": "NAME=TYPE:TARGET…" }; 201, PortDetail
  *     GET    /v1/ports/NAME    PortDetail
  *     DELETE /v1/ports/NAME    204
+ *     GET    /v1/config        SwitchOptions: a file with them recreates the switch
+ *     PUT    /v1/config        body SwitchOptions; Applied: what differed, and what was done
  *     GET    /v1/fdb[?port=NAME]       FdbEntry[]
  *     DELETE /v1/fdb[?port=NAME]    { "flushed": number of entries }
  *
@@ -18,7 +20,15 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { Socket } from 'node:net';
 import { dirname } from 'node:path';
 import { SwitchError, type SwitchErrorCode } from '../switch/errors.ts';
-import type { FdbEntry, PortDetail, PortSpec, PortStatus, SwitchStatus } from '../switch/types.ts';
+import type {
+  Applied,
+  FdbEntry,
+  PortDetail,
+  PortSpec,
+  PortStatus,
+  SwitchOptions,
+  SwitchStatus,
+} from '../switch/types.ts';
 import { controlDirectory, probe } from './path.ts';
 
 /** What the API needs of a switch. */
@@ -28,6 +38,8 @@ export interface SwitchControl {
   removePort(name: string): Promise<void>;
   ports(): PortStatus[];
   port(name: string): PortDetail;
+  config(): SwitchOptions;
+  apply(options: SwitchOptions): Promise<Applied>;
   fdb(): FdbEntry[];
   flushFdb(port?: string): Promise<number>;
   status(): SwitchStatus;
@@ -126,6 +138,15 @@ const ROUTES: Route[] = [
     },
   },
   {
+    path: /^\/v1\/config$/,
+    methods: {
+      GET: ({ control }) => ok(control.config()),
+      // The switch checks it.
+      PUT: async ({ control, request }) =>
+        ok(await control.apply((await readJson(request)) as SwitchOptions)),
+    },
+  },
+  {
     path: /^\/v1\/fdb$/,
     query: ['port'],
     methods: {
@@ -216,7 +237,7 @@ function serve(control: SwitchControl, request: IncomingMessage): Reply | Promis
   throw new HttpError(
     404,
     'NOT_FOUND',
-    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME and /v1/fdb',
+    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME, /v1/config and /v1/fdb',
   );
 }
 

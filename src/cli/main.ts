@@ -5,7 +5,9 @@
  */
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
+import { declareApply } from './apply.ts';
 import { PlainError, UsageError, withExamples } from './command.ts';
+import { declareConfig } from './config.ts';
 import { declareFdb } from './fdb.ts';
 import { declareGen } from './gen.ts';
 import { declarePort } from './port.ts';
@@ -34,6 +36,8 @@ for (const declare of [
   declarePorts,
   declarePort,
   declareFdb,
+  declareConfig,
+  declareApply,
   declareQemu,
   declareVhostUserNet,
   declareGen,

@@ -5,8 +5,9 @@
 import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import type { PollMode, PortSpec, PortStatus, SwitchEvents, SwitchOptions } from '../switch/types.ts';
-import { PlainError, readCpus, wholeNumber, withExamples } from './command.ts';
-import { doing, PORT_FORM, readPort, withPath } from './port.ts';
+import { readCpus, wholeNumber, withExamples } from './command.ts';
+import { readFileOptions } from './config-file.ts';
+import { doing, PORT_FORM, readPort } from './port.ts';
 import { firstSignal } from './signal.ts';
 
 interface UpOptions {
@@ -59,16 +60,8 @@ export function declareUp(program: Command): void {
 
 /** The file's options with those of the command line over them. */
 async function readOptions(file: string | undefined, given: UpOptions): Promise<SwitchOptions> {
-  let options: SwitchOptions = {};
-  if (file !== undefined) {
-    const { readConfig } = await import('../switch/config.ts');
-    try {
-      options = readConfig(file);
-    } catch (error) {
-      throw new PlainError((error as Error).message);
-    }
-  }
-  const ports: PortSpec[] = (options.ports ?? []).map(withPath);
+  let options: SwitchOptions = file === undefined ? {} : await readFileOptions(file);
+  const ports: PortSpec[] = [...(options.ports ?? [])];
   for (const text of given.port ?? []) ports.push(await readPort(text));
   options = { ...options, ports };
   for (const key of ['name', 'workers', 'cpus', 'poll'] as const) {

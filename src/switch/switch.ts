@@ -12,9 +12,11 @@ import { VdusePort } from '../ports/vduse.ts';
 import { VhostUserPort } from '../ports/vhost-user.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
 import { Workers } from '../workers/workers.ts';
+import { difference } from './apply.ts';
 import { SwitchError } from './errors.ts';
 import { checkPortSpec, checkSwitchOptions } from './spec.ts';
 import type {
+  Applied,
   FdbEntry,
   PortDetail,
   PortSpec,
@@ -57,7 +59,7 @@ export async function createSwitch(options: SwitchOptions = {}): Promise<Switch>
 /** Made by createSwitch(). Emits the events of SwitchEvents. */
 export class Switch extends EventEmitter<SwitchEvents> {
   readonly name: string;
-  readonly #options: SwitchOptions;
+  #options: SwitchOptions;
   readonly #arena = new Arena();
   readonly #structures = new Structures(this.#arena);
   readonly #workers: Workers;
@@ -69,6 +71,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
   #clock: NodeJS.Timeout | null = null;
   #ticks = 0;
   #closing: Promise<void> | null = null;
+  /** One configuration at a time. */
+  #applied: Promise<unknown> = Promise.resolve();
 
   /** Use createSwitch(). */
   constructor(options: SwitchOptions) {
@@ -188,6 +192,82 @@ export class Switch extends EventEmitter<SwitchEvents> {
       `no port is named ${JSON.stringify(name)}; there are: ${known}`,
       'name',
     );
+  }
+
+  /** The options that make a switch like this one, as it is now; defaults are written out. */
+  config(): SwitchOptions {
+    const { workers, cpus, poll, ageing, maxAddressesPerPort } = this.#options;
+    return {
+      ...this.#options,
+      name: this.name,
+      workers: workers ?? cpus?.length ?? 1,
+      poll: poll ?? 'adaptive',
+      ageing: ageing ?? AGEING,
+      maxAddressesPerPort: maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
+      ports: [...this.#ports.values()].map(({ port }) => port.spec),
+    };
+  }
+
+  /**
+   * Brings the switch to a configuration. Only what differs is touched: other ports lose no frame. Settings that
+   * aren't given stay, and so do the ports where no list of them is given. Rejects with a SwitchError `BAD_SPEC`
+   * before anything is done; a port that fails later is told in the result, and comes back as it was.
+   */
+  apply(options: SwitchOptions): Promise<Applied> {
+    const turn = this.#applied.then(() => this.#apply(checkSwitchOptions(options)));
+    this.#applied = turn.catch(() => {});
+    return turn;
+  }
+
+  async #apply(wanted: SwitchOptions): Promise<Applied> {
+    const found = difference(this.config(), wanted);
+    const before = new Map([...this.#ports].map(([name, { port }]) => [name, port.spec]));
+    this.#set(found.settings);
+    const applied: Applied = {
+      added: [],
+      removed: [],
+      changed: [],
+      unchanged: found.unchanged,
+      settings: Object.keys(found.settings),
+      failed: [],
+    };
+    const attempt = async (port: string, done: string[], act: () => Promise<void>) => {
+      try {
+        await act();
+        done.push(port);
+      } catch (error) {
+        applied.failed.push({ port, error: (error as Error).message });
+      }
+    };
+    for (const name of found.remove) await attempt(name, applied.removed, () => this.removePort(name));
+    // What changes goes before anything comes: ports may change places.
+    const gone = new Set<string>();
+    for (const { name } of found.change) {
+      await this.removePort(name).then(
+        () => gone.add(name),
+        (error: Error) => applied.failed.push({ port: name, error: error.message }),
+      );
+    }
+    for (const spec of found.change) {
+      if (!gone.has(spec.name)) continue;
+      await attempt(spec.name, applied.changed, () => this.addPort(spec));
+    }
+    for (const spec of found.add) await attempt(spec.name, applied.added, () => this.addPort(spec));
+    for (const { port } of applied.failed) {
+      const spec = before.get(port);
+      // Its place may be taken by now; what failed is told already.
+      if (spec && !this.#ports.has(port)) await this.addPort(spec).catch(() => {});
+    }
+    return applied;
+  }
+
+  #set(settings: Pick<SwitchOptions, 'ageing' | 'maxAddressesPerPort' | 'maxPorts'>): void {
+    this.#options = { ...this.#options, ...settings };
+    this.#structures.header.set('ageing', this.#options.ageing ?? AGEING);
+    if (settings.maxAddressesPerPort === undefined) return;
+    for (const { port, slot } of this.#ports.values())
+      if (port.spec.maxAddresses === undefined)
+        this.#structures.port(slot).set('addressLimit', settings.maxAddressesPerPort);
   }
 
   /** Every port, in the order in which they were added. */

@@ -152,6 +152,19 @@ export interface PortDetail extends PortStatus {
   connections: number;
 }
 
+/** What apply() did. */
+export interface Applied {
+  /** Names of ports. */
+  added: string[];
+  removed: string[];
+  changed: string[];
+  unchanged: string[];
+  /** Settings of the switch that have another value now, e.g. `ageing`. */
+  settings: string[];
+  /** Ports that could not be brought to what was asked for, and why; those that were there before are as they were. */
+  failed: { port: string; error: string }[];
+}
+
 export interface FdbEntry {
   /** `52:54:00:12:34:56` */
   mac: string;

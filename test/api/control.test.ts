@@ -16,7 +16,15 @@ import {
   serveControl,
 } from '../../src/api/server.ts';
 import { SwitchError } from '../../src/switch/errors.ts';
-import type { FdbEntry, PortDetail, PortSpec, PortStatus, SwitchStatus } from '../../src/switch/types.ts';
+import type {
+  Applied,
+  FdbEntry,
+  PortDetail,
+  PortSpec,
+  PortStatus,
+  SwitchOptions,
+  SwitchStatus,
+} from '../../src/switch/types.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'vireo-api-'));
 after(() => rmSync(directory, { recursive: true }));
@@ -72,6 +80,18 @@ class Table implements SwitchControl {
       txBytes: 0,
       txDrops: 0,
     };
+  }
+
+  config(): SwitchOptions {
+    return { name: this.name, ports: [...this.#ports.values()] };
+  }
+
+  async apply({ ports = [] }: SwitchOptions): Promise<Applied> {
+    if (ports.length > 3) throw new SwitchError('BAD_SPEC', 'ports: too many', 'ports');
+    this.#ports.clear();
+    for (const spec of ports) this.#ports.set(spec.name, spec);
+    const added = [...this.#ports.keys()];
+    return { added, removed: [], changed: [], unchanged: [], settings: [], failed: [] };
   }
 
   fdb(): FdbEntry[] {
@@ -198,6 +218,15 @@ test('the client does through the socket what the switch does', () =>
     assert.deepEqual(await client.ports(), []);
   }));
 
+test('a configuration is read and applied', () =>
+  withServer(async (path) => {
+    const client = await findSwitch({ control: path });
+    const wanted = { ports: [vm1] };
+    assert.deepEqual((await client.apply(wanted)).added, ['vm1']);
+    assert.deepEqual(await client.config(), { name: 'table', ...wanted });
+    await refusedWith('BAD_SPEC', client.apply({ ports: [vm1, vm1, vm1, vm1] }));
+  }));
+
 test('what the switch refuses keeps its code and field', () =>
   withServer(async (path) => {
     const client = await findSwitch({ control: path });
@@ -225,6 +254,10 @@ test('answers carry the status that HTTP has for them', () =>
       [409, 'LIMIT', 'POST', '/v1/ports', json({ ...vm1, name: 'vm4' })],
       [200, undefined, 'GET', '/v1/ports/vm1'],
       [200, undefined, 'GET', '/v1/ports/%76m1'],
+      [200, undefined, 'GET', '/v1/config'],
+      [400, 'BAD_SPEC', 'PUT', '/v1/config', '{"ports":[1,2,3,4]}'],
+      [400, 'BAD_REQUEST', 'PUT', '/v1/config', '{'],
+      [405, 'METHOD_NOT_ALLOWED', 'POST', '/v1/config', '{}'],
       [200, undefined, 'GET', '/v1/fdb?port=vm1'],
       [404, 'NO_SUCH_PORT', 'GET', '/v1/fdb?port=vm9'],
       [404, 'NO_SUCH_PORT', 'GET', '/v1/ports/vm9'],

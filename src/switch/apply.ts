@@ -1,0 +1,65 @@
+/**
+ * Bringing a running switch to a configuration by what differs, and no more: ports that are as they should be are
+ * not touched, and their guests notice nothing.
+ */
+import { isDeepStrictEqual } from 'node:util';
+import { SwitchError } from './errors.ts';
+import type { PortSpec, SwitchOptions } from './types.ts';
+
+/** What differs between a switch and a configuration. */
+export interface Difference {
+  /** Names of ports, in the order in which they are worked on: first what goes, then what comes. */
+  remove: string[];
+  /** Ports that are there otherwise: they go, and come as the configuration has them. */
+  change: PortSpec[];
+  add: PortSpec[];
+  unchanged: string[];
+  /** Settings of the switch with their new values. */
+  settings: Pick<SwitchOptions, Setting>;
+}
+
+/** What a running switch can be told anew. */
+const SETTINGS = ['ageing', 'maxAddressesPerPort', 'maxPorts'] as const;
+type Setting = (typeof SETTINGS)[number];
+/** What it is born with. */
+const FIXED = ['name', 'workers', 'cpus', 'poll'] as const;
+
+/** Equal where every field has the same value; one without a value is as good as absent. */
+function same(one: object, other: object): boolean {
+  const given = (value: object) =>
+    Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined));
+  return isDeepStrictEqual(given(one), given(other));
+}
+
+/**
+ * What `wanted` asks of a switch that is as `current` says. Settings that `wanted` doesn't have stay as they are, and
+ * so do all ports where it has no list of them. Throws SwitchError `BAD_SPEC` for what only a new start can change.
+ */
+export function difference(current: SwitchOptions, wanted: SwitchOptions): Difference {
+  for (const field of FIXED) {
+    if (wanted[field] === undefined || isDeepStrictEqual(current[field], wanted[field])) continue;
+    throw new SwitchError(
+      'BAD_SPEC',
+      `${field}: expected ${JSON.stringify(current[field]) ?? 'none'}, which a running switch can't change, found ${JSON.stringify(wanted[field])}: leave it out, or start the switch anew`,
+      field,
+    );
+  }
+  const settings = Object.fromEntries(
+    SETTINGS.filter((key) => wanted[key] !== undefined && wanted[key] !== current[key]).map((key) => [
+      key,
+      wanted[key],
+    ]),
+  );
+  const there = new Map((current.ports ?? []).map((spec) => [spec.name, spec]));
+  const found: Difference = { remove: [], change: [], add: [], unchanged: [], settings };
+  if (wanted.ports === undefined) return { ...found, unchanged: [...there.keys()] };
+  for (const spec of wanted.ports) {
+    const before = there.get(spec.name);
+    there.delete(spec.name);
+    if (before === undefined) found.add.push(spec);
+    else if (same(before, spec)) found.unchanged.push(spec.name);
+    else found.change.push(spec);
+  }
+  found.remove.push(...there.keys());
+  return found;
+}
