@@ -59,6 +59,7 @@ export class VirtioUser extends EventEmitter<VirtioUserEvents> {
   #received: Offload | undefined;
   /** The queue that receive() looks at first. */
   #next = 0;
+  #waiting = false;
   #endWait: () => void = () => {};
   #ended = false;
 
@@ -307,12 +308,15 @@ export class VirtioUser extends EventEmitter<VirtioUserEvents> {
    * closed or the link went down. Costs no CPU. One wait at a time.
    */
   async wait(timeout?: number): Promise<boolean> {
+    if (this.#waiting) throw new Error('somebody waits for frames of this device already');
     if (this.#arm()) return true;
+    this.#waiting = true;
     const { poller } = this.#poller;
     return new Promise<boolean>((resolve) => {
       const timer = timeout === undefined ? undefined : setTimeout(() => done(false), timeout);
       const done = (result: boolean) => {
         clearTimeout(timer);
+        this.#waiting = false;
         this.#endWait = () => {};
         for (const { callFd } of this.#receivers) poller.remove(callFd);
         this.#disarm();

@@ -4,7 +4,7 @@
  * back-end dials, each time anew.
  */
 import { once } from 'node:events';
-import { unlinkSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { acceptUnix, closeFd, connectUnix, EPOLLIN, listenUnix, type Poller } from '../sys/index.ts';
 import { FRONTEND_PROTOCOL_FEATURES, FrontendSession } from '../vhost/frontend.ts';
 import { vhostProtocolFeatures } from '../virtio/features.ts';
@@ -124,6 +124,6 @@ async function accept(path: string, poller: Poller, signal: AbortSignal): Promis
   } finally {
     poller.remove(listenFd);
     closeFd(listenFd);
-    unlinkSync(path);
+    rmSync(path, { force: true });
   }
 }

@@ -19,7 +19,7 @@ import {
 import * as m from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
-import type { VirtioUserOptions } from '../../src/virtio-user/options.ts';
+import { DRIVER_FEATURES, type VirtioUserOptions } from '../../src/virtio-user/options.ts';
 import { until } from '../support/until.ts';
 import { RawEnd } from '../vhost/harness.ts';
 import { count } from './stage.ts';
@@ -230,6 +230,36 @@ describe('a back-end that starts, and then lies in the rings', () => {
       );
     });
   }
+
+  test('split: frames too short for Ethernet are passed over and counted, those behind them come', async () => {
+    const options = { features: DRIVER_FEATURES & ~features.VIRTIO_NET_F_MRG_RXBUF };
+    await against(
+      () => false,
+      options,
+      async (open, memory) => {
+        const device = await open;
+        const used = Math.ceil((16 * SIZE + 6 + 2 * SIZE) / 64) * 64;
+        // Used entries of 12 bytes of header and 1, 13, 0 and 60 bytes of frame.
+        const words = [1, 13, 0, 60].flatMap((length, id) => [id, 0, 12 + length, 0]);
+        const bytes = Buffer.alloc(2 + 2 * words.length);
+        for (const [i, word] of [words.length / 4, ...words].entries()) bytes.writeUInt16LE(word, 2 * i);
+        writeSync(memory(), bytes, 0, bytes.length, used + 2);
+        const came: Uint8Array[] = [];
+        await until(() => {
+          came.push(...device.receiveBurst());
+          return came.length > 0;
+        }, 'the frame behind them');
+        assert.deepEqual(
+          came.map(({ length }) => length),
+          [60],
+        );
+        const { rxPackets, rxErrors, rxBytes } = device.counters();
+        assert.deepEqual({ rxPackets, rxErrors, rxBytes }, { rxPackets: 1, rxErrors: 3, rxBytes: 60 });
+        assert.equal(device.xstats().rx_q0_errors, 3);
+        await device.close();
+      },
+    );
+  });
 
   const packed: [string, RegExp, { id: number; length: number }][] = [
     ['returns a buffer that does not exist', /returned descriptor 300, which it did not have/, { id: 300, length: 72 }],

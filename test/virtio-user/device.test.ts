@@ -59,6 +59,7 @@ test('a closed device says so, and a wait for it ends', async (t) => {
   void device.wait(600_000).then((came) => {
     waited = came;
   });
+  await assert.rejects(device.wait(1), /somebody waits for frames of this device already/);
   await device.close();
   await until(() => waited !== null, 'the wait ends');
   assert.equal(waited, false);
