@@ -14,6 +14,9 @@ export interface DataplaneFunctions {
   lookup(mac: bigint): number;
   markStart(vring: number): void;
   discardHeld(vring: number): void;
+  takeControl(vring: number): number;
+  giveControl(vring: number, head: number, slots: number, answer: bigint, value: number): number;
+  armControl(vring: number): number;
   flush(port: number, expired: number): number;
   flowHash(frame: number, length: number): number;
   generate(generator: number): number;

@@ -48,9 +48,12 @@ const WORKER = [
 ] as const;
 const PORT = [
   'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'iotlb', 'addresses', 'addressLimit', 'notLearned',
+  'reception', 'filtered',
 ] as const; // biome-ignore format: a table
 const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
 const WINDOW = ['key', 'arena', 'stamp'] as const;
+const RECEPTION = ['filter', 'hashed', 'hashTypes', 'rss', 'mac', 'unicasts', 'multicasts'] as const;
+const COMMAND = ['length', 'head', 'slots', 'answer'] as const;
 const LOG = ['bits', 'size', 'regions', 'regionCount', 'writes', 'missed'] as const;
 const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
@@ -64,6 +67,8 @@ export type HeaderStruct = Struct<(typeof HEADER)[number]>;
 export type WorkerStruct = Struct<(typeof WORKER)[number]>;
 export type PortStruct = Struct<(typeof PORT)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
+export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
+export type CommandStruct = Struct<(typeof COMMAND)[number]>;
 export type LogStruct = Struct<(typeof LOG)[number]>;
 export type WindowStruct = Struct<(typeof WINDOW)[number]>;
 export type VringStruct = Struct<(typeof VRING)[number]>;
@@ -84,6 +89,8 @@ export class Structures {
       worker: fields(layout, 'Worker', WORKER),
       port: fields(layout, 'Port', PORT),
       region: fields(layout, 'Region', REGION),
+      reception: fields(layout, 'Reception', RECEPTION),
+      command: fields(layout, 'Command', COMMAND),
       log: fields(layout, 'Log', LOG),
       window: fields(layout, 'Window', WINDOW),
       vring: fields(layout, 'Vring', VRING),
@@ -109,6 +116,16 @@ export class Structures {
   /** The region at a place of a port's table. */
   region(table: number, index: number): RegionStruct {
     return new Struct(this.#arena, table + index * this.constant('REGION_STRIDE'), this.#offsets.region);
+  }
+
+  /** What a driver wants of its frames, at an offset of the arena. */
+  reception(at: number): ReceptionStruct {
+    return new Struct(this.#arena, at, this.#offsets.reception);
+  }
+
+  /** A command that was taken, at an offset of the arena. */
+  command(at: number): CommandStruct {
+    return new Struct(this.#arena, at, this.#offsets.command);
   }
 
   /** The dirty log at an offset of the arena. */

@@ -119,6 +119,14 @@ export function portText(port: PortDetail): string {
       ...(port.mtu === null ? [] : [['mtu', count(port.mtu)] as [string, string]]),
       ...(port.driverStatus ? [['driver', port.driverStatus] as [string, string]] : []),
       ['addresses', `${count(port.addresses.learned)} learned, at most ${count(port.addresses.limit)}`],
+      ...(port.filtered > 0
+        ? [
+            ['filtered', `${count(port.filtered)} packets that the guest asked not to get`] as [
+              string,
+              string,
+            ],
+          ]
+        : []),
       ['last error', port.lastError ?? 'none'],
     ]),
     section(
@@ -176,7 +184,7 @@ export function portText(port: PortDetail): string {
         ...['UNICAST', 'MULTICAST', 'BROADCAST'].map((title) => ({ title, right: true })),
       ],
       port.queues
-        .filter((queue) => queue.packets > 0)
+        .filter((queue) => queue.packets > 0 && queue.direction !== 'control')
         .map(({ index, sizes, casts }) => [
           String(index),
           ...SIZES.map(([size]) => count(sizes[size])),

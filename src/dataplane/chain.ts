@@ -12,6 +12,7 @@ import {
   E_INDIRECT_NEXT,
   E_INDIRECT_REFUSED,
   E_NEXT_RANGE,
+  E_ORDER,
   E_READABLE,
   E_WRITABLE,
   fail,
@@ -41,6 +42,49 @@ let walked: u32 = 0;
 @inline export function walkedEnough(): bool { return walked >= MAX_WALK; }
 @inline export function countWalk(descriptors: u32): void { walked += descriptors; }
 
+/**
+ * A direction for walk(): buffers to read and then, not looked at but for the first, buffers to write to, as in
+ * commands (5.1.6.5). No flags of a descriptor are like it.
+ */
+export const BOTH: u32 = 0x1_0000;
+/** The first buffer to write to of such a chain: its address; bytes, 0: there was none. */
+export let answerAddress: u64 = 0;
+export let answerLength: u32 = 0;
+let answered = false;
+
+/** Before a chain is walked in BOTH directions. */
+export function beginCommand(): void {
+  answered = false;
+  answerLength = 0;
+}
+
+/**
+ * May a descriptor be as its flags say, which are not those of `direction`? In BOTH directions buffers to write to
+ * stand behind those to read (2.7.4.2). False after it has broken the ring.
+ */
+export function turns(vring: Vring, direction: u32, flags: u32, index: u32, address: u64, length: u32): bool {
+  if (direction != BOTH) {
+    fail(vring, direction ? E_READABLE : E_WRITABLE, index);
+    return false;
+  }
+  if (!(flags & WRITE)) {
+    if (answered) fail(vring, E_ORDER, index);
+    return !answered;
+  }
+  answered = true;
+  if (answerLength == 0) {
+    answerAddress = address;
+    answerLength = length;
+  }
+  return true;
+}
+
+/** Bytes of a buffer that walk() is to find, of `left` that it may. */
+@inline
+export function partOf(direction: u32, flags: u32, length: u32, left: u32): u32 {
+  return direction == BOTH && flags & WRITE ? 0 : min(length, left);
+}
+
 /** Pieces of the last chain. */
 export let pieceCount: u32 = 0;
 
@@ -50,7 +94,7 @@ export let entryMeta: u64 = 0;
 
 /**
  * Writes the pieces of the chain at `head` to `to` until they hold `limit` bytes or the chain ends; returns the
- * bytes, or BAD after it has broken the ring. `direction` is WRITE for buffers to write to, else 0. Never writes
+ * bytes, or BAD after it has broken the ring. `direction` is WRITE for buffers to write to, 0, or BOTH. Never writes
  * more than `limit` pieces: an empty buffer makes none.
  */
 export function walk(vring: Vring, head: u32, direction: u32, to: usize, limit: u32): i32 {
@@ -95,8 +139,8 @@ export function walk(vring: Vring, head: u32, direction: u32, to: usize, limit: 
       indirect = true;
       continue;
     }
-    if ((flags & WRITE) != direction) return broken(vring, direction ? E_READABLE : E_WRITABLE, index);
-    const part = min(length, limit - total);
+    if ((flags & WRITE) != direction && !turns(vring, direction, flags, index, address, length)) return BAD;
+    const part = partOf(direction, flags, length, limit - total);
     if (!append(vring, address, part, to)) return BAD;
     total += part;
     if (total >= limit || !(flags & NEXT)) break;

@@ -14,7 +14,7 @@ import { E_NUM_BUFFERS, E_USED_LENGTH } from './errors';
 import { DriverRing, INDIRECT, MAX_FRAME, MERGEABLE, OFFLOADS, PACKED } from './layout';
 import { BAD, broken, bufferOf, shadowOf, take } from './lent';
 import * as packed from './packed-driver';
-import { frameScratch } from './scratch';
+import { frameScratch, HASH } from './scratch';
 import * as split from './split-driver';
 import { recordDriver } from './statistics';
 
@@ -26,6 +26,8 @@ const HEADER_ROOM: usize = 12;
 const HEADER_FIELDS: usize = 10;
 /** Bytes that a frame has at least. */
 const ETHERNET_HEADER: u32 = 14;
+/** A longer one has a hash behind that, which goes HASH bytes before a frame that came (5.1.6). */
+const HEADER_WITHOUT_HASH: u32 = 12;
 
 /** Puts every descriptor among the free ones; with `receive` lends them all to the device, to write to. */
 export function prepareDriver(at: usize, receive: bool): void {
@@ -146,6 +148,7 @@ function gather(ring: DriverRing, buffers: u32, came: i32, buffer: usize, length
   if (buffers == 0 || buffers > <u32>came) return broken(ring, E_NUM_BUFFERS, buffers);
   const headerLength = ring.headerLength;
   if (ring.flags & OFFLOADS) memory.copy(to - HEADER_ROOM, buffer, HEADER_FIELDS);
+  if (headerLength > HEADER_WITHOUT_HASH) store<u64>(to - HASH, load<u64>(buffer, 12));
   let total = length - headerLength;
   if (total > MAX_FRAME) return broken(ring, E_USED_LENGTH, total);
   copy(to, buffer + headerLength, total);
@@ -190,6 +193,7 @@ export function receiveFrame(at: usize, to: usize): i32 {
   if (buffers <= 0) return buffers;
   if (takenBuffer) {
     if (ring.flags & OFFLOADS) memory.copy(to - HEADER_ROOM, takenAt - ring.headerLength, HEADER_FIELDS);
+    if (ring.headerLength > HEADER_WITHOUT_HASH) store<u64>(to - HASH, load<u64>(takenAt - 8));
     copy(to, takenAt, takenLength);
     giveBack(ring);
   }

@@ -39,6 +39,12 @@ export const E_SCATTERED: u32 = 17;
 
 /** An address has no translation that allows what the ring wants to do; found by the control plane, which asks first. */
 export const E_ACCESS: u32 = 18;
+/** A buffer to read behind one to write to, in a command. */
+export const E_ORDER: u32 = 19;
+/** A command without room for its answer. */
+export const E_NO_ANSWER: u32 = 20;
+/** A command that is longer than any. */
+export const E_COMMAND_LONG: u32 = 21;
 
 /**
  * Stops the ring for good: only a new start by the front-end revives it. But an address that an IOMMU may yet

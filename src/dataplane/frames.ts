@@ -7,7 +7,7 @@ import { copy, copy64, copyShort } from './copy';
 import { drop, DROP_BAD_OFFLOAD, OFFLOADS, SNAPSHOT, Vring } from './layout';
 import { inspect } from './offload';
 import { recordReceived } from './statistics';
-import { frameAt, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, SNAPSHOT_STRIDE, worker } from './scratch';
+import { frameAt, HASH, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, SNAPSHOT_STRIDE, worker } from './scratch';
 
 /** Shortest frame that has a source and a destination. */
 export const ETHERNET_HEADER: u32 = 14;
@@ -82,7 +82,7 @@ function inspectAll(vring: Vring, count: u32): u32 {
 @inline
 function writeHeader(to: usize, frame: usize, headerLength: u32): void {
   const first = load<u64>(frame - 12);
-  // A header of 10 bytes is one of 12 without num_buffers (5.1.6).
+  // A header of 10 bytes is one of 12 without num_buffers, one of 20 has a hash behind that (5.1.6).
   if (headerLength == 12) {
     const last = load<u32>(frame - 4);
     if ((to & 63) == 52 && load<u64>(to) == first && load<u32>(to, 8) == last) return;
@@ -91,6 +91,10 @@ function writeHeader(to: usize, frame: usize, headerLength: u32): void {
   } else {
     store<u64>(to, first);
     store<u16>(to, load<u16>(frame - 4), 8);
+    if (headerLength > 12) {
+      store<u16>(to, load<u16>(frame - 2), 10);
+      store<u64>(to, load<u64>(frame - HASH), 12);
+    }
   }
 }
 
@@ -114,8 +118,9 @@ export function writeFrame(to: usize, packet: Packet, frame: usize, headerLength
 export function spreadFrame(list: usize, packet: Packet, frame: usize, headerLength: u32, buffers: u32): void {
   // num_buffers of this copy of the header; the next destination sets its own.
   store<u16>(frame - 2, <u16>buffers);
-  spread(list, frame - 12, 0, headerLength);
+  spread(list, frame - 12, 0, min(headerLength, 12));
   store<u16>(frame - 2, 1);
+  if (headerLength > 12) spread(list, frame - HASH, 12, headerLength - 12);
   spread(list, frame, headerLength, min(packet.length, SNAPSHOT));
   if (packet.length <= SNAPSHOT) return;
   let skip = worker().skip + SNAPSHOT;

@@ -10,7 +10,7 @@
 import { copy64 } from './copy';
 import { nothingUndone, undone, writeFrame } from './frames';
 import { BROKEN, BURST, drop, DROP_BROKEN, DROP_NO_GUEST, DROP_RING_FULL, Held, HELD_ROOM, Vring } from './layout';
-import { frameAt, listSlot, Packet, packetAt, pieceFrame, piecePacket, worker } from './scratch';
+import { frameAt, HASH, listSlot, Packet, packetAt, pieceFrame, piecePacket, worker } from './scratch';
 import { cut, piece } from './segment';
 
 /** Where the frame begins in its entry, behind length and header. */
@@ -104,6 +104,8 @@ export function beginResend(vring: Vring): u32 {
     const frame = frameAt(i);
     store<u64>(frame - HEADER, load<u64>(at, FRAME - HEADER));
     store<u32>(frame - 4, load<u32>(at, FRAME - 4));
+    // What was kept is the header without a hash: none is reported (5.1.6.4.4).
+    store<u64>(frame - HASH, 0);
     copy64(frame, packet.at);
     copy64(frame + 64, packet.at + 64);
     store<u32>(listSlot(i), i);

@@ -5,8 +5,10 @@ import * as C from './capture';
 import * as G from './generator';
 import * as H from './histogram';
 import * as T from './track';
+import { Command, COMMAND_BYTES as BYTES_OF_COMMAND } from './control';
 import { Entry, ENTRY_STRIDE as ENTRY_BYTES, FDB_SLOTS as SLOTS } from './fdb';
 
+export { armControl, giveControl, takeControl } from './control';
 export { armAll, disarmAll, poll, sleep, start, wake } from './poll';
 export { flush, learn, lookup } from './fdb';
 export { flowHash } from './flow';
@@ -42,6 +44,13 @@ export const WAYS: u32 = L.WAYS;
 export const DRIVER_RING_STRIDE: usize = L.DRIVER_RING_STRIDE;
 export const SHADOW_STRIDE: usize = L.SHADOW_STRIDE;
 export const ENTRY_STRIDE: usize = ENTRY_BYTES;
+export const RECEPTION_STRIDE: usize = L.RECEPTION_STRIDE;
+export const UNICASTS_OFFSET: usize = L.UNICASTS_OFFSET;
+export const MULTICASTS_OFFSET: usize = L.MULTICASTS_OFFSET;
+export const VLANS_OFFSET: usize = L.VLANS_OFFSET;
+export const TOEPLITZ_OFFSET: usize = L.TOEPLITZ_OFFSET;
+export const FILTER_ENTRIES: u32 = L.FILTER_ENTRIES;
+export const COMMAND_BYTES: usize = BYTES_OF_COMMAND;
 export const QUEUES_OFFSET: usize = S.QUEUES_OFFSET;
 export const CALLS_OFFSET: usize = S.CALLS_OFFSET;
 
@@ -75,9 +84,24 @@ export const Port_table: usize = offsetof<L.Port>('table');
 export const Port_regions: usize = offsetof<L.Port>('regions');
 export const Port_iotlb: usize = offsetof<L.Port>('iotlb');
 export const Port_regionCount: usize = offsetof<L.Port>('regionCount');
+export const Port_reception: usize = offsetof<L.Port>('reception');
+export const Port_filtered: usize = offsetof<L.Port>('filtered');
 export const Port_addresses: usize = offsetof<L.Port>('addresses');
 export const Port_addressLimit: usize = offsetof<L.Port>('addressLimit');
 export const Port_notLearned: usize = offsetof<L.Port>('notLearned');
+
+export const Reception_filter: usize = offsetof<L.Reception>('filter');
+export const Reception_hashed: usize = offsetof<L.Reception>('hashed');
+export const Reception_hashTypes: usize = offsetof<L.Reception>('hashTypes');
+export const Reception_rss: usize = offsetof<L.Reception>('rss');
+export const Reception_mac: usize = offsetof<L.Reception>('mac');
+export const Reception_unicasts: usize = offsetof<L.Reception>('unicasts');
+export const Reception_multicasts: usize = offsetof<L.Reception>('multicasts');
+
+export const Command_length: usize = offsetof<Command>('length');
+export const Command_head: usize = offsetof<Command>('head');
+export const Command_slots: usize = offsetof<Command>('slots');
+export const Command_answer: usize = offsetof<Command>('answer');
 
 export const Region_base: usize = offsetof<L.Region>('base');
 export const Region_size: usize = offsetof<L.Region>('size');

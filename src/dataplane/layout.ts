@@ -8,8 +8,9 @@
  *   0x0001_0000   header
  *   0x0010_0000   ports
  *   0x0020_0000   worker areas, 5 MiB each
- *   0x0a20_0000   forwarding database
- *   0x0a60_0000   tables made at run time: vrings, memory regions, driver rings
+ *   0x0a20_0000   an area like a worker's, for the control plane (control.ts)
+ *   0x0a80_0000   forwarding database
+ *   0x0ac0_0000   tables made at run time: vrings, memory regions, driver rings
  *   0x1000_0000   memory mapped from elsewhere: guests, the packet pool
  *   0xffe0_0000   never mapped, so that a wide load at the end of the last region stays inside
  */
@@ -17,8 +18,8 @@
 export const HEADER: usize = 0x1_0000;
 export const PORTS: usize = 0x10_0000;
 export const WORKERS: usize = 0x20_0000;
-export const FDB: usize = 0xa20_0000;
-export const TABLES: usize = 0xa60_0000;
+export const FDB: usize = 0xa80_0000;
+export const TABLES: usize = 0xac0_0000;
 export const MAPPED: usize = 0x1000_0000;
 export const TOP: usize = 0xffe0_0000;
 
@@ -95,12 +96,13 @@ export class Port {
   pairs: u32;
   /** The first of them; without any, the one that counts what found no guest. */
   ring: usize;
-  /** `FLOWS` rings by flow, u32 each; read while there are several. */
+  /** `FLOWS` rings by flow, u32 each, and the one for what has no hash (RSS); read while there are several. */
   table: usize;
   /** Guest memory: `regions[0 … regionCount)`, sorted by guest address. */
   regions: usize;
   regionCount: u32;
-  pad: u32;
+  /** What the driver asked for of the frames that it gets (`Reception`); 0: nothing. */
+  reception: usize;
   /** With an IOMMU: translations, `Region[]` sorted by I/O address; the address below, how many above. */
   iotlb: u64;
   /** Learned addresses, and their bound. */
@@ -108,7 +110,49 @@ export class Port {
   addressLimit: u32;
   /** Addresses not learned because a bound was reached. */
   notLearned: u32;
+  pad: u32;
+  /** Frames that the driver's own filters kept from it. */
+  filtered: u64;
 }
+
+/**
+ * What a driver asked for by its control queue of the frames that it gets (virtio 1.3, 5.1.6.5): filters
+ * (receive-filter.ts) and hashes (toeplitz.ts). Another one takes its place when something changes.
+ */
+@unmanaged
+export class Reception {
+  /** FILTER_…; 0: every frame passes. */
+  filter: u32;
+  /** 1: hashes are asked for, to report or to spread by them. */
+  hashed: u32;
+  /** Bits of VIRTIO_NET_HASH_TYPE_… that are enabled. */
+  hashTypes: u32;
+  /** 1: Port.table is the driver's own, by hash (RSS). */
+  rss: u32;
+  /** The driver's address; addresses in the lists behind. */
+  mac: u64;
+  unicasts: u32;
+  multicasts: u32;
+}
+
+/** Reception.filter */
+export const FILTER_ADDRESSES: u32 = 1;
+export const FILTER_VLANS: u32 = 2;
+export const ALL_MULTICAST: u32 = 4;
+export const ALL_UNICAST: u32 = 8;
+export const NO_MULTICAST: u32 = 16;
+export const NO_UNICAST: u32 = 32;
+export const NO_BROADCAST: u32 = 64;
+
+/** Addresses in each list of a Reception. */
+export const FILTER_ENTRIES: u32 = 64;
+/** Behind a Reception: its lists of addresses, u64 each, a bit for each VLAN, and the hash of each half byte. */
+export const UNICASTS_OFFSET: usize = 64;
+export const MULTICASTS_OFFSET: usize = UNICASTS_OFFSET + <usize>FILTER_ENTRIES * 8;
+export const VLANS_OFFSET: usize = MULTICASTS_OFFSET + <usize>FILTER_ENTRIES * 8;
+export const TOEPLITZ_OFFSET: usize = VLANS_OFFSET + 512;
+/** 16 words for each half of the 36 bytes that a hash is taken of at most. */
+export const RECEPTION_STRIDE: usize = TOEPLITZ_OFFSET + 72 * 16 * 4;
 
 /** A piece of guest memory: one that lies in the arena, or one that is too large for that (see windows.ts). */
 @unmanaged

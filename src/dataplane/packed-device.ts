@@ -7,10 +7,12 @@
  */
 import { call, passed } from './call';
 import {
-  append, BAD, clearPieces, countWalk, entryAddress, entryMeta, INDIRECT_TABLE, NEXT, pieceCount, readEntry, walkedEnough, WRITE,
+  append, BAD, BOTH, clearPieces, countWalk, entryAddress, entryMeta, INDIRECT_TABLE, NEXT, partOf, pieceCount, readEntry,
+  turns, walkedEnough, WRITE,
 } from './chain';
+import { NO_COMMAND } from './control';
 import {
-  E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, E_READABLE, E_WRITABLE, fail,
+  E_ADDRESS, E_CHAIN_LONG, E_INDIRECT_LENGTH, E_INDIRECT_NEXT, E_INDIRECT_REFUSED, E_NO_ROOM, fail,
 } from './errors';
 import { leave, leavePieces } from './held';
 import { donePacked, listPacked, takeBurst, takePacked } from './inflight';
@@ -40,8 +42,8 @@ const EVENT_DISABLE: u32 = 1;
 const EVENT_DESCRIPTOR: u32 = 2;
 
 /** Descriptors of the last chain, and its buffer id; set by walk(). */
-let slots: u32 = 0;
-let bufferId: u32 = 0;
+export let slots: u32 = 0;
+export let bufferId: u32 = 0;
 
 /** The second word of a descriptor: length, buffer id, flags. Read once, and before its address. */
 @inline function meta(vring: Vring, position: u32): u64 {
@@ -79,8 +81,8 @@ function walk(vring: Vring, position: u32, first: u64, direction: u32, list: usi
       if (flags & NEXT || slots > 1) return broken(vring, E_INDIRECT_NEXT, position & INDEX);
       return walkTable(vring, address, length, direction, list, limit);
     }
-    if ((flags & WRITE) != direction) return broken(vring, direction ? E_READABLE : E_WRITABLE, position & INDEX);
-    const part = min(length, limit - total);
+    if ((flags & WRITE) != direction && !turns(vring, direction, flags, position & INDEX, address, length)) return BAD;
+    const part = partOf(direction, flags, length, limit - total);
     if (!append(vring, address, part, list)) return BAD;
     total += part;
     // The id stands in the last descriptor: the list is followed to its end (2.8.6).
@@ -113,8 +115,9 @@ function walkTable(vring: Vring, table: u64, length: u32, direction: u32, list: 
       word = entryMeta;
     }
     // DPDK's driver marks the entries of tables to transmit as writable; to read them does no harm.
-    if (direction == WRITE && !(<u32>(word >> 48) & WRITE)) return broken(vring, E_READABLE, i);
-    const part = min(<u32>word, limit - total);
+    const flags = <u32>(word >> 48);
+    if (direction != 0 && (flags & WRITE) != direction && !turns(vring, direction, flags, i, address, <u32>word)) return BAD;
+    const part = partOf(direction, flags, <u32>word, limit - total);
     if (!append(vring, address, part, list)) return BAD;
     total += part;
   }
@@ -426,6 +429,24 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
     store<u64>(vring.desc + ((<usize>at) << 4), load<u64>(words + ((<usize>i) << 4)), 8);
   }
   return taken;
+}
+
+/**
+ * Lists the bytes of the next command of a control queue (control.ts), up to `limit`; returns them, NO_COMMAND, or
+ * BAD after it has broken the ring. The command stays in the ring until giveCommand().
+ */
+export function findCommand(vring: Vring, list: usize, limit: u32): i32 {
+  const word = meta(vring, vring.lastAvail);
+  if (!available(word, vring.lastAvail)) return NO_COMMAND;
+  clearPieces();
+  return walk(vring, vring.lastAvail, word, BOTH, list, limit);
+}
+
+/** Gives the oldest command back, with so many bytes written. */
+export function giveCommand(vring: Vring, id: u32, slots: u32, length: u32): void {
+  const first = vring.usedIdx;
+  vring.lastAvail = advance(vring, vring.lastAvail, slots);
+  publish(vring, first, advance(vring, first, slots), usedWord(first, id, length, WRITE));
 }
 
 export function arm(vring: Vring): bool {

@@ -78,9 +78,13 @@ export class Piece {
 export const FLOOD: u32 = 0xffff_fffe;
 export const NOWHERE: u32 = 0xffff_ffff;
 
+/** Where the hash of a frame stands before it: value, report and padding, as in the header (5.1.6). */
+export const HASH: usize = 24;
+
 export const PACKET_STRIDE: usize = 32;
 export const PIECE_STRIDE: usize = 8;
-// 16 bytes of room for the virtio-net header, so that the frame itself is aligned; 16 behind, for wide stores.
+// 16 bytes of room for the virtio-net header, so that the frame itself is aligned; before that 8 for its hash, behind
+// the snapshot of the frame before.
 export const SNAPSHOT_STRIDE: usize = 16 + SNAPSHOT + 16;
 
 let base: usize = WORKERS;
@@ -90,11 +94,21 @@ export function useWorker(index: u32): void {
   base = WORKERS + <usize>min(index, MAX_WORKERS - 1) * WORKER_STRIDE;
 }
 
+/** Works in the control plane's area until leaveControl(), which is given what this returns. */
+export function enterControl(): usize {
+  const before = base;
+  base = WORKERS + <usize>MAX_WORKERS * WORKER_STRIDE;
+  return before;
+}
+export function leaveControl(before: usize): void {
+  base = before;
+}
+
 @inline export function worker(): Worker { return changetype<Worker>(base); }
 @inline export function queueSlot(index: u32): usize { return base + QUEUES + ((<usize>index) << 2); }
 @inline export function callSlot(index: u32): usize { return base + CALLS + ((<usize>index) << 2); }
 @inline export function packetAt(index: u32): Packet { return changetype<Packet>(base + PACKETS + <usize>index * PACKET_STRIDE); }
-/** The snapshot of a frame; its virtio-net header stands right before it. */
+/** The snapshot of a frame; its virtio-net header stands right before it, and its hash HASH bytes before it. */
 @inline export function frameAt(index: u32): usize { return base + SNAPSHOTS + <usize>index * SNAPSHOT_STRIDE + 16; }
 @inline export function markSlot(port: u32): usize { return base + MARKS + ((<usize>port) << 2); }
 @inline export function destinationSlot(index: u32): usize { return base + DESTINATIONS + ((<usize>index) << 2); }

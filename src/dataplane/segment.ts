@@ -11,7 +11,7 @@ import { gather } from './chain';
 import { copy } from './copy';
 import { OFFLOAD_CSUM, OFFLOAD_UFO, SNAPSHOT } from './layout';
 import { headersLength, NEEDS_CSUM, network, parse, protocol, TCP, transport, UDP, version, writeHeader } from './offload';
-import { Packet, pieceFrame, piecePacket, wholeFrame, worker } from './scratch';
+import { HASH, Packet, pieceFrame, piecePacket, wholeFrame, worker } from './scratch';
 
 /** TCP flags. */
 const FIN_PSH: u8 = 0x09;
@@ -38,6 +38,8 @@ export function cut(packet: Packet, frame: usize, accepts: u32): u32 {
   source = packet;
   sourceFrame = frame;
   partial = (accepts & OFFLOAD_CSUM) != 0;
+  // All pieces are of one flow.
+  store<u64>(pieceFrame() - HASH, load<u64>(frame - HASH));
   size = <u32>load<u16>(frame - 8);
   pieces = 1;
   if (size == 0) return 1;

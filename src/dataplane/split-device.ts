@@ -3,7 +3,8 @@
  * device.ts says what each function is for.
  */
 import { call, passed } from './call';
-import { BAD, INDIRECT_TABLE, pieceCount, walk, walkedEnough, WRITE } from './chain';
+import { BAD, BOTH, INDIRECT_TABLE, pieceCount, walk, walkedEnough, WRITE } from './chain';
+import { NO_COMMAND } from './control';
 import { E_AVAIL_JUMP, E_HEAD_RANGE, E_NO_ROOM, fail } from './errors';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import { leave, leavePieces } from './held';
@@ -316,6 +317,35 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
   if (vring.log != 0) markPieces(vring, list, count);
   if (vring.flags & LARGE) flushBounced(vring);
   return chains;
+}
+
+/** Head of the command that findCommand() found. */
+export let commandHead: u32 = 0;
+
+/**
+ * Lists the bytes of the next command of a control queue (control.ts), up to `limit`; returns them, NO_COMMAND, or
+ * BAD after it has broken the ring. The command stays in the ring until giveCommand().
+ */
+export function findCommand(vring: Vring, list: usize, limit: u32): i32 {
+  const waiting = (availIdx(vring) - vring.lastAvail) & 0xffff;
+  if (waiting == 0) return NO_COMMAND;
+  if (waiting > vring.size) {
+    fail(vring, E_AVAIL_JUMP, waiting);
+    return BAD;
+  }
+  commandHead = availRing(vring, vring.lastAvail);
+  if (commandHead >= vring.size) {
+    fail(vring, E_HEAD_RANGE, commandHead);
+    return BAD;
+  }
+  return walk(vring, commandHead, BOTH, list, limit);
+}
+
+/** Gives the oldest command back, with so many bytes written. */
+export function giveCommand(vring: Vring, head: u32, length: u32): void {
+  vring.lastAvail = (vring.lastAvail + 1) & 0xffff;
+  putUsed(vring, vring.usedIdx, head, length);
+  publish(vring, vring.usedIdx + 1);
 }
 
 /** Asks the guest to kick from now on; true when frames came meanwhile (2.7.10.1). */

@@ -1,29 +1,67 @@
 /**
  * From a port to its rings. A guest with one queue gets the burst as it is; with several, each frame goes to the
- * ring that the port's table has for its flow, so that frames of one flow keep their order.
+ * ring that the port's table has for its flow, so that frames of one flow keep their order. The hash is the
+ * driver's own where it has asked for that (RSS), else flow.ts's.
  *
  * The control plane rewrites the table when queues are enabled or disabled: an entry always names a ring of this
  * port, whatever moment a worker reads it at.
  */
 import { transmit } from './device';
 import { flowHash } from './flow';
-import { FLOWS, Port, Vring } from './layout';
-import { frameAt, listSlot, packetAt, spreadSlot } from './scratch';
+import { FLOWS, Port, Reception, Vring } from './layout';
+import { passes } from './receive-filter';
+import { frameAt, HASH, listSlot, packetAt, spreadSlot } from './scratch';
+import { hashFrame } from './toeplitz';
 
 /** Sends frames of the burst to the guest of a port: all of them (`every`), or those named by the worker's list. */
 @inline
 export function deliver(port: Port, count: u32, every: bool): void {
-  if (port.pairs < 2) transmit(changetype<Vring>(port.ring), count, every);
-  else spread(port, count, every);
+  const reception = port.reception;
+  if (reception != 0) deliverWanted(port, changetype<Reception>(reception), count, every);
+  else if (port.pairs < 2) transmit(changetype<Vring>(port.ring), count, every);
+  else spread(port, count, every, false);
 }
 
-function spread(port: Port, count: u32, every: bool): void {
+/** The same for a driver that has said by commands what it wants. */
+function deliverWanted(port: Port, reception: Reception, count: u32, every: bool): void {
+  if (reception.filter != 0) {
+    let left: u32 = 0;
+    for (let i: u32 = 0; i < count; i++) {
+      const which = every ? i : load<u32>(listSlot(i));
+      if (passes(reception, frameAt(which))) store<u32>(listSlot(left++), which);
+    }
+    if (left < count) {
+      atomic.add<u64>(changetype<usize>(port) + offsetof<Port>('filtered'), count - left);
+      if (left == 0) return;
+      every = false;
+      count = left;
+    }
+  }
+  const rss = reception.rss != 0;
+  if (reception.hashed) {
+    for (let i: u32 = 0; i < count; i++) {
+      const which = every ? i : load<u32>(listSlot(i));
+      hashFrame(reception, frameAt(which), packetAt(which).length);
+    }
+  }
+  if (port.pairs < 2) transmit(changetype<Vring>(port.ring), count, every);
+  else spread(port, count, every, rss);
+}
+
+/** The entry of the port's table for a frame whose hash was taken: the one behind all where there was none. */
+@inline
+function entryOf(frame: usize): u32 {
+  return load<u16>(frame - HASH, 4) == 0 ? FLOWS : load<u32>(frame - HASH) & (FLOWS - 1);
+}
+
+function spread(port: Port, count: u32, every: bool, rss: bool): void {
   const table = port.table;
   for (let i: u32 = 0; i < count; i++) {
     const which = every ? i : load<u32>(listSlot(i));
-    const flow = flowHash(frameAt(which), packetAt(which).length) & (FLOWS - 1);
+    const frame = frameAt(which);
+    const entry = rss ? entryOf(frame) : flowHash(frame, packetAt(which).length) & (FLOWS - 1);
     store<u32>(spreadSlot(i), which);
-    store<u32>(spreadSlot(i), load<u32>(table + ((<usize>flow) << 2)), 4);
+    store<u32>(spreadSlot(i), load<u32>(table + ((<usize>entry) << 2)), 4);
   }
   // A burst for each ring that occurs, in the order of the frames.
   for (let i: u32 = 0; i < count; i++) {

@@ -12,8 +12,8 @@ import {
   vhostProtocolFeatures,
 } from '../virtio/features.ts';
 
-/** `default`: unless `-word`. `asked`: with `+word` only. `later`: not there yet, and no word of a choice. */
-type Offer = 'default' | 'asked' | 'later';
+/** `default`: unless `-word`. `asked`: with `+word` only. `control`: with ctrl-vq, unless `-word`. */
+type Offer = 'default' | 'asked' | 'control';
 
 interface VirtioLine {
   word: string;
@@ -72,7 +72,22 @@ const VIRTIO: readonly VirtioLine[] = [
   virtio('iommu', ['VIRTIO_F_ACCESS_PLATFORM'], 'default', 'iommu_platform=on,ats=on'),
   virtio('log-all', ['VHOST_F_LOG_ALL'], 'default'),
   virtio('mq', ['VIRTIO_NET_F_MQ'], 'default', 'mq=on, and its netdev queues=N'),
-  virtio('ctrl-vq', ['VIRTIO_NET_F_CTRL_VQ'], 'later'),
+  // QEMU's and DPDK's network devices keep the control queue to themselves: it is for front-ends that pass it on.
+  virtio(
+    'ctrl-vq',
+    [
+      'VIRTIO_NET_F_CTRL_VQ',
+      'VIRTIO_NET_F_CTRL_RX',
+      'VIRTIO_NET_F_CTRL_RX_EXTRA',
+      'VIRTIO_NET_F_CTRL_VLAN',
+      'VIRTIO_NET_F_CTRL_MAC_ADDR',
+      'VIRTIO_NET_F_CTRL_GUEST_OFFLOADS',
+      'VIRTIO_NET_F_GUEST_ANNOUNCE',
+    ],
+    'asked',
+  ),
+  virtio('rss', ['VIRTIO_NET_F_RSS'], 'control'),
+  virtio('hash-report', ['VIRTIO_NET_F_HASH_REPORT'], 'control'),
 ];
 
 /** Protocol features: between the front-end and the switch, so a guest can't miss them. */
@@ -96,9 +111,7 @@ const PROTOCOL: readonly { word: string; name: VhostProtocolFeatureName; offer: 
 ];
 
 /** Words that a choice may have. */
-export const featureWords: readonly string[] = [
-  ...new Set([...VIRTIO, ...PROTOCOL].filter(({ offer }) => offer !== 'later').map(({ word }) => word)),
-];
+export const featureWords: readonly string[] = [...new Set([...VIRTIO, ...PROTOCOL].map(({ word }) => word))];
 
 /** Feature words that a port's choice can't have, with what they should be; empty: it is well formed. */
 export function choiceFaults(choice: string): string[] {
@@ -119,16 +132,20 @@ const plain = (word: string) => word.toLowerCase().replaceAll('_', '-');
 export function offeredFeatures(port: OwnConfiguration = {}): { features: bigint; protocolFeatures: bigint } {
   const choice = port.features ? port.features.split(',') : [];
   const owns = [port.mac, port.mtu, port.speed].some((value) => value !== undefined);
-  const signs = new Map([['config', owns]]);
+  const signs = new Map<string, boolean>();
   for (const part of choice) signs.set(plain(part.slice(1)), part[0] === '+');
+  const control = signs.get('ctrl-vq') ?? false;
+  if (!signs.has('config')) signs.set('config', owns || control);
   const on = ({ word, offer }: { word: string; offer: Offer }) =>
-    offer !== 'later' && (signs.get(word) ?? offer === 'default');
+    offer === 'control' ? control && (signs.get(word) ?? true) : (signs.get(word) ?? offer === 'default');
   let bits = features.VHOST_USER_F_PROTOCOL_FEATURES;
   for (const line of VIRTIO.filter(on)) for (const name of line.names) bits |= features[name];
   let protocolBits = 0n;
   for (const { name } of PROTOCOL.filter(on)) protocolBits |= vhostProtocolFeatures[name];
   if (protocolBits & vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_CONFIG) {
     bits |= features.VIRTIO_NET_F_STATUS;
+    // A driver that reads the configuration here must keep to the MTU in it (5.1.4.2): nobody has set one.
+    if (control && port.mtu === undefined && !signs.get('mtu')) bits &= ~features.VIRTIO_NET_F_MTU;
     if (port.mac !== undefined) bits |= features.VIRTIO_NET_F_MAC;
     if (port.speed !== undefined) bits |= features.VIRTIO_NET_F_SPEED_DUPLEX;
   }
@@ -140,7 +157,9 @@ const NOT_IN_VDUSE =
   features.VHOST_USER_F_PROTOCOL_FEATURES |
   features.VHOST_F_LOG_ALL |
   features.VIRTIO_NET_F_MQ |
-  features.VIRTIO_NET_F_CTRL_VQ;
+  VIRTIO.filter(({ word, offer }) => word === 'ctrl-vq' || offer === 'control')
+    .flatMap(({ names }) => names)
+    .reduce((bits, name) => bits | features[name], 0n);
 
 /** The bits that a VDUSE device offers: it has a configuration space, of which the driver believes what it says. */
 export function vduseFeatures(port: OwnConfiguration): bigint {
@@ -165,19 +184,17 @@ export function missingFeatures(port: {
     // An MTU is the wish of whoever starts the guest; logging is acknowledged while a guest migrates only.
     if (word === 'mtu' || word === 'log-all') continue;
     for (const name of names) {
-      if (port.acknowledged & features[name] || (offer === 'asked' && !(port.offered & features[name])))
+      if (port.acknowledged & features[name] || (offer !== 'default' && !(port.offered & features[name])))
         continue;
       const hint = option ? `; QEMU's device takes ${option}` : '';
       const reason =
         port.vduse && NOT_IN_VDUSE & features[name]
           ? "the kernel's VDUSE gives a network device no control queue"
-          : offer === 'later'
-            ? 'Vireo does not offer it yet'
-            : !(port.offered & features[name])
-              ? `this port's features=-${word} switched it off`
-              : port.connected
-                ? `the guest or its front-end did not acknowledge it${hint}`
-                : 'no guest has negotiated yet';
+          : !(port.offered & features[name])
+            ? `this port's features=-${word} switched it off`
+            : port.connected
+              ? `the guest or its front-end did not acknowledge it${hint}`
+              : 'no guest has negotiated yet';
       missing.push({ name, reason });
     }
   }

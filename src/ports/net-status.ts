@@ -56,7 +56,7 @@ function total(
 ): { packets: number; bytes: number; drops: number } {
   const sum = { packets: 0, bytes: 0, drops: 0 };
   for (const { index, vring } of device.queues) {
-    if (index % 2 !== direction) continue;
+    if (index % 2 !== direction || device.isControl(index)) continue;
     sum.packets += Number(vring.get64('packets'));
     sum.bytes += Number(vring.get64('bytes'));
     for (const count of Object.values(dropsOf(vring, arena))) sum.drops += count;
@@ -87,7 +87,10 @@ export function deviceDetail(device: NetDevice, arena: Arena, vduse = false): De
   return {
     mtu: device.mtu,
     features: { offered: featureNames(offered), acknowledged: featureNames(acknowledged), missing },
-    queues: device.queues.map((_, index) => queueStatus(device, arena, index)),
+    queues: device.queues
+      // The control queue is the last one, and has no other beside it.
+      .filter(({ index }) => !device.isControl(index - 1))
+      .map(({ index }) => queueStatus(device, arena, index)),
     memory: device.memory.regions.map(({ guestAddress, size, pageSize, sealed, reached }) => ({
       guestAddress: `0x${guestAddress.toString(16)}`,
       size: Number(size),
@@ -103,7 +106,7 @@ function queueStatus(device: NetDevice, arena: Arena, index: number): QueueStatu
   const { vring, setup, worker, error } = device.queues[index]!;
   return {
     index,
-    direction: index % 2 === 1 ? 'rx' : 'tx',
+    direction: device.isControl(index) ? 'control' : index % 2 === 1 ? 'rx' : 'tx',
     kind: device.packed ? 'packed' : 'split',
     size: setup?.size ?? 0,
     state: error !== null ? 'broken' : setup ? 'running' : 'stopped',

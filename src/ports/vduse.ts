@@ -134,6 +134,7 @@ export class VdusePort implements Port {
       ...deviceDetail(this.#device, this.#context.arena, true),
       driverStatus: this.#session.driverStatus,
       protocolFeatures: { offered: [], acknowledged: [] },
+      filtered: 0,
       addresses: { learned: this.#struct.get('addresses'), limit: this.#struct.get('addressLimit') },
       connections: this.#starts,
     };

@@ -61,6 +61,7 @@ export class VhostUserPort implements Port {
     this.#context = context;
     this.#struct = context.structures.port(context.slot);
     this.#struct.set('addressLimit', context.maxAddresses);
+    this.#struct.set64('filtered', 0n);
     const queuePairs = spec.queues ?? QUEUE_PAIRS;
     const offered = offeredFeatures(spec);
     // Said now, not when a guest is on its way.
@@ -242,6 +243,7 @@ export class VhostUserPort implements Port {
         offered: vhostProtocolFeatureNames(this.#device.protocolFeatures),
         acknowledged: vhostProtocolFeatureNames(this.#session?.protocolFeatures ?? 0n),
       },
+      filtered: Number(this.#struct.get64('filtered')),
       addresses: { learned: this.#struct.get('addresses'), limit: this.#struct.get('addressLimit') },
       connections: this.#connections,
     };

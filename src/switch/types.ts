@@ -95,8 +95,8 @@ export interface SizeCounts {
 
 export interface QueueStatus {
   index: number;
-  /** From the switch: `rx` takes packets from the guest, `tx` gives packets to the guest. */
-  direction: 'rx' | 'tx';
+  /** From the switch: `rx` takes packets from the guest, `tx` gives packets to the guest, `control` takes commands. */
+  direction: 'rx' | 'tx' | 'control';
   kind: 'split' | 'packed';
   /** Descriptors; 0 before it is configured. */
   size: number;
@@ -147,6 +147,8 @@ export interface PortDetail extends PortStatus {
   memory: MemoryRegionStatus[];
   /** Drops of all queues by reason, only reasons that occurred. */
   drops: Record<string, number>;
+  /** Frames that the guest's own filters kept from it: it doesn't want them, so they are no drops. */
+  filtered: number;
   addresses: { learned: number; limit: number };
   /** Times a front-end connected. */
   connections: number;

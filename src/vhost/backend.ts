@@ -619,7 +619,7 @@ export class BackendSession {
   }
 
   #checkInflightQueues(queues: number, queueSize: number): void {
-    const most = 2 * this.#device.queuePairs;
+    const most = this.#queues;
     if (queues < 1 || queues > most) throw new ProtocolError(`${queues} queues, 1 to ${most} expected`);
     if (queueSize < 1 || queueSize > MAX_VRING_SIZE)
       throw new ProtocolError(`queues of ${queueSize} entries, 1 to ${MAX_VRING_SIZE} expected`);
@@ -917,8 +917,14 @@ export class BackendSession {
     return ((this.#features ?? 0n) & features.VIRTIO_F_RING_PACKED) !== 0n;
   }
 
+  /** Virtqueues that the device may have: two for each pair, and one for commands. */
+  get #queues(): number {
+    const control = this.#device.features & features.VIRTIO_NET_F_CTRL_VQ ? 1 : 0;
+    return 2 * this.#device.queuePairs + control;
+  }
+
   #vring(index: number): Vring {
-    const limit = this.#device.queuePairs * 2;
+    const limit = this.#queues;
     if (index >= limit) throw new ProtocolError(`queue ${index} does not exist, this device has ${limit}`);
     while (this.#vrings.length <= index) this.#vrings.push(freshVring());
     return this.#vrings[index]!;

@@ -65,6 +65,11 @@ export interface LogSetup {
   size: bigint;
 }
 
+/** Whoever can be told that the configuration space has changed; resolves with whether it was taken. */
+export interface ConfigChannel {
+  configChanged(): Promise<boolean>;
+}
+
 export interface VhostUserDevice {
   /** Virtio feature bits offered, with VHOST_USER_F_PROTOCOL_FEATURES. */
   readonly features: bigint;
@@ -130,7 +135,7 @@ export interface VhostUserDevice {
    */
   openPostcopy?(events: Pick<PostcopyOptions, 'patience' | 'onGiveUp'>): Postcopy;
   /** The way to ask something of the front-end; undefined: there is none, or none any more. */
-  setChannel?(channel: IotlbChannel | undefined): void;
+  setChannel?(channel: (IotlbChannel & Partial<ConfigChannel>) | undefined): void;
   /** The front-end is gone: every ring stopped, all memory unmapped, all descriptors closed. */
   reset(): Promise<void>;
 }

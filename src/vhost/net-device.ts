@@ -13,14 +13,24 @@ import {
   type Structures,
   type VringStruct,
 } from '../arena/index.ts';
-import { closeFd } from '../sys/index.ts';
+import { closeFd, type Poller } from '../sys/index.ts';
+import { controlQueueIndex, executeControl } from '../virtio/control-queue.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
-import { encodeNetConfig, type NetConfig } from '../virtio/net-config.ts';
+import { askAnnouncement, encodeNetConfig, type NetConfig } from '../virtio/net-config.ts';
 import { maySend, takes } from '../virtio/offloads.ts';
 import * as packed from '../virtio/packed-ring.ts';
 import * as split from '../virtio/split-ring.ts';
 import type { Workers } from '../workers/workers.ts';
-import type { LogSetup, MemoryRegion, VhostUserDevice, VringChange, VringSetup } from './device.ts';
+import { ControlRing } from './control-ring.ts';
+import type {
+  ConfigChannel,
+  LogSetup,
+  MemoryRegion,
+  VhostUserDevice,
+  VringChange,
+  VringSetup,
+} from './device.ts';
+import { DeviceControl, RSS_LIMITS } from './device-control.ts';
 import type { DeviceState } from './device-state.ts';
 import { DirtyLog } from './dirty-log.ts';
 import { nextFlowTable } from './flow-table.ts';
@@ -105,6 +115,9 @@ const RING_ERRORS: Record<number, string> = {
   11: 'descriptor % is indirect, which was not negotiated',
   12: 'a receive buffer of % bytes has no room for the header',
   18: 'I/O address 0x% is not mapped for what the queue does there',
+  19: 'descriptor % in a command is to be read, behind one to be written to',
+  20: 'a command of % bytes has no room for its answer',
+  21: 'a command is longer than % bytes',
   17: 'a receive buffer is scattered over more than % pieces of memory that no window leads to',
 };
 
@@ -170,6 +183,13 @@ export class NetDevice implements VhostUserDevice {
   /** There while VIRTIO_F_ACCESS_PLATFORM is acknowledged. */
   #iotlb: Iotlb | null = null;
   readonly #misses = new Misses();
+  /** What the driver said by commands, where it may, and the ring that they come on while that runs. */
+  readonly #control: DeviceControl;
+  #controlRing: ControlRing | null = null;
+  /** The driver may have given commands before that nobody here knows of. */
+  #forgotten = true;
+  readonly #poller: Poller;
+  #channel: Partial<ConfigChannel> | undefined;
   #log: DirtyLog | null = null;
   #inflight: Inflight | null = null;
   #postcopy: Postcopy | null = null;
@@ -185,6 +205,7 @@ export class NetDevice implements VhostUserDevice {
     arena: Arena;
     structures: Structures;
     workers: Workers;
+    poller: Poller;
     /** Index of the port in the data plane. */
     slot: number;
     /** Most queue pairs, 1 to 128. */
@@ -198,19 +219,32 @@ export class NetDevice implements VhostUserDevice {
     this.#limits = context.config ?? {};
     this.#mtu = this.#limits.mtu ?? null;
     this.queuePairs = context.queuePairs;
+    this.features = context.features;
     this.#config = this.#initialConfig();
     this.#arena = context.arena;
     this.#view = new DataView(context.arena.memory.buffer);
     this.#structures = context.structures;
     this.#workers = context.workers;
+    this.#poller = context.poller;
     this.#events = context.events;
-    this.features = context.features;
     this.protocolFeatures = context.protocolFeatures;
     this.#slot = context.slot;
     this.#port = context.structures.port(context.slot);
     this.memory = new MemoryTable(context.arena, context.structures, this.#port);
     this.#flowCount = context.structures.constant('FLOWS');
-    this.#flows = context.arena.takeTable(this.#flowCount * 4);
+    this.#flows = context.arena.takeTable((this.#flowCount + 1) * 4);
+    this.#control = new DeviceControl({
+      ...context,
+      port: this.#port,
+      device: {
+        respread: () => void this.#spread(),
+        applyOffloads: () => this.#applyOffloads(),
+        mac: () => this.#config.subarray(0, 6),
+        setMac: (mac) => this.#config.set(mac),
+        announced: () => askAnnouncement(this.#config, false),
+        quiesce: () => this.#workers.quiesce(),
+      },
+    });
     this.#queue(0);
     this.#port.set('table', this.#flows.start);
     this.#spread();
@@ -259,7 +293,12 @@ export class NetDevice implements VhostUserDevice {
   }
 
   #initialConfig(): Uint8Array {
-    return encodeNetConfig({ ...this.#limits, pairs: this.queuePairs });
+    const hashes = this.features & (VIRTIO.VIRTIO_NET_F_RSS | VIRTIO.VIRTIO_NET_F_HASH_REPORT);
+    return encodeNetConfig({
+      ...this.#limits,
+      pairs: this.queuePairs,
+      ...(hashes ? { rss: RSS_LIMITS } : {}),
+    });
   }
 
   config(): Uint8Array {
@@ -268,6 +307,7 @@ export class NetDevice implements VhostUserDevice {
 
   setMac(mac: Uint8Array): void {
     this.#config.set(mac);
+    void this.#alone(() => this.#control.macChanged());
   }
 
   saveState(): DeviceState {
@@ -289,10 +329,87 @@ export class NetDevice implements VhostUserDevice {
     this.#mtu = mtu;
   }
 
-  async setFeatures(features: bigint): Promise<void> {
-    this.#useIotlb((features & VIRTIO.VIRTIO_F_ACCESS_PLATFORM) !== 0n);
-    this.#acknowledged = features;
-    if (this.#useLog()) await this.#workers.quiesce();
+  setFeatures(features: bigint): Promise<void> {
+    return this.#alone(async () => {
+      this.#useIotlb((features & VIRTIO.VIRTIO_F_ACCESS_PLATFORM) !== 0n);
+      const change = (this.#acknowledged ^ features) & ~VIRTIO.VHOST_F_LOG_ALL;
+      this.#acknowledged = features;
+      const settled = !this.#useLog();
+      if (change !== 0n) await this.#forgetCommands();
+      else if (!settled) await this.#workers.quiesce();
+    });
+  }
+
+  /** Is this the control queue, as far as is agreed? */
+  isControl(index: number): boolean {
+    const { VIRTIO_NET_F_CTRL_VQ } = VIRTIO;
+    return (
+      (this.#acknowledged & VIRTIO_NET_F_CTRL_VQ) !== 0n &&
+      index === controlQueueIndex(this.#acknowledged, this.queuePairs)
+    );
+  }
+
+  /** Frames for the guest go there. */
+  #isReceiver(index: number): boolean {
+    return index % 2 === 0 && !this.isControl(index);
+  }
+
+  /** Runs a change while no command is in work, nor begins. */
+  async #alone<T>(change: () => Promise<T>): Promise<T> {
+    const ring = this.#controlRing;
+    await ring?.hold();
+    try {
+      return await change();
+    } finally {
+      ring?.release();
+    }
+  }
+
+  /** What the driver is to find at its start. */
+  async #forgetCommands(): Promise<void> {
+    this.#control.reset(this.#acknowledged);
+    askAnnouncement(this.#config, false);
+    this.#applyOffloads();
+    this.#spread();
+    this.#forgotten = true;
+    await this.#workers.quiesce();
+  }
+
+  #applyOffloads(): void {
+    const accepts = takes(this.#control.offloads(this.#acknowledged));
+    for (const { index, vring } of this.queues) if (this.#isReceiver(index)) vring.set('offloads', accepts);
+  }
+
+  /**
+   * Serves the control queue. A ring at its very beginning is that of a driver that starts. Another one's driver has
+   * been there, and if it is new here it has moved: it is asked to say so, since nobody else knows all its addresses.
+   */
+  async #startControl(q: Queue, setup: VringSetup): Promise<void> {
+    const begins = (setup.base & 0xffff) === (this.packed ? 0x8000 : 0);
+    if (begins) await this.#forgetCommands();
+    else if (this.#forgotten && this.#acknowledged & VIRTIO.VIRTIO_NET_F_GUEST_ANNOUNCE) {
+      askAnnouncement(this.#config, true);
+      void this.#channel?.configChanged?.();
+    }
+    this.#forgotten = false;
+    const { vring } = q;
+    this.#controlRing = new ControlRing({
+      arena: this.#arena,
+      structures: this.#structures,
+      poller: this.#poller,
+      vring,
+      execute: (command) => executeControl(command, this.#control.limits, this.#control),
+      interrupt: () => {
+        const fd = q.setup?.callFd ?? -1;
+        if (fd >= 0) this.#workers.notify(fd);
+      },
+      ready: () => !this.#postcopy?.active,
+      onStopped: () => {
+        if (vring.get('state') === BROKEN) this.#report(q);
+        else this.#retry(q);
+      },
+    });
+    this.#controlRing.watch(setup.kickFd);
   }
 
   setInflight(layout: InflightLayout & { fd: number }): void {
@@ -305,7 +422,11 @@ export class NetDevice implements VhostUserDevice {
     return this.#workers.announce(this.#slot, mac);
   }
 
-  async setLog(setup: LogSetup): Promise<void> {
+  setLog(setup: LogSetup): Promise<void> {
+    return this.#alone(() => this.#setLog(setup));
+  }
+
+  async #setLog(setup: LogSetup): Promise<void> {
     const log = new DirtyLog(this.#arena, this.#structures, setup);
     log.setRegions(this.memory.places);
     const old = this.#log;
@@ -358,20 +479,22 @@ export class NetDevice implements VhostUserDevice {
 
   /** Runs a change of the memory table while no worker reads it; rings that ran go on where they were. */
   #changeMemory(change: () => void): Promise<void> {
-    return this.#paused((running) => {
-      for (const q of this.queues) this.#forgetTranslation(q);
-      change();
-      this.#lookForCuts();
-      if (this.#postcopy?.active) this.#watchMemory(this.#postcopy);
-      this.#iotlb?.resolve(this.memory);
-      for (const q of running) {
-        // With an IOMMU its parts are looked for when it goes on.
-        q.placed = false;
-        if (!this.#iotlb) this.#place(q, q.setup!);
-        q.vring.set('flags', this.#flags(q));
-      }
-      this.#log?.setRegions(this.memory.places);
-    });
+    return this.#alone(() => this.#paused((running) => this.#change(change, running)));
+  }
+
+  #change(change: () => void, running: readonly Queue[]): void {
+    for (const q of this.queues) this.#forgetTranslation(q);
+    change();
+    this.#lookForCuts();
+    if (this.#postcopy?.active) this.#watchMemory(this.#postcopy);
+    this.#iotlb?.resolve(this.memory);
+    for (const q of running) {
+      // With an IOMMU its parts are looked for when it goes on.
+      q.placed = false;
+      if (!this.#iotlb) this.#place(q, q.setup!);
+      q.vring.set('flags', this.#flags(q));
+    }
+    this.#log?.setRegions(this.memory.places);
   }
 
   /** Runs something while no worker looks at a ring; those that ran, which it is given, go on after it. */
@@ -427,7 +550,11 @@ export class NetDevice implements VhostUserDevice {
     return this.#postcopy?.active === true && setup !== null && vring.get('state') === STOPPED;
   }
 
-  async startVring(index: number, setup: VringSetup): Promise<void> {
+  startVring(index: number, setup: VringSetup): Promise<void> {
+    return this.#alone(() => this.#startVring(index, setup));
+  }
+
+  async #startVring(index: number, setup: VringSetup): Promise<void> {
     let q: Queue;
     try {
       q = this.#queue(index);
@@ -442,10 +569,10 @@ export class NetDevice implements VhostUserDevice {
         if (this.#postcopy?.active) await this.#takeUpLate(q, setup, this.#postcopy);
         else this.#takeUp(q, setup);
       }
-      if (this.#iotlb && index % 2 === 0) this.#letHold(q);
+      if (this.#iotlb && this.#isReceiver(index)) this.#letHold(q);
       // Only what comes from the guest is polled; the other ring is written to by whoever has a packet for it. But
       // frames that waited for a translation are written by the worker that polls the ring.
-      if (index % 2 === 1 || this.#iotlb)
+      if (index % 2 === 1 || (this.#iotlb && !this.isControl(index)))
         q.worker = this.#workers.place(this.#polling, this.#slot + (index >>> 1));
     } catch (error) {
       this.#forgetTranslation(this.#queue(index));
@@ -459,11 +586,13 @@ export class NetDevice implements VhostUserDevice {
     if (this.#log && this.memory.large) await this.#paused(() => this.#log?.setRegions(this.memory.places));
     const modern = this.#acknowledged & (VIRTIO.VIRTIO_F_VERSION_1 | VIRTIO.VIRTIO_NET_F_MRG_RXBUF);
     // Even rings go to the guest, odd ones come from it (virtio 1.3, 5.1.2).
-    const offloads = index % 2 === 0 ? takes(this.#acknowledged) : maySend(this.#acknowledged);
+    const offloads =
+      index % 2 === 0 ? takes(this.#control.offloads(this.#acknowledged)) : maySend(this.#acknowledged);
+    const hashed = this.#acknowledged & VIRTIO.VIRTIO_NET_F_HASH_REPORT;
     vring.set('flags', this.#flags(q));
     vring.set('offloads', offloads);
     // Without VERSION_1 the header has no num_buffers unless buffers can be merged (5.1.6, legacy).
-    vring.set('headerLength', modern ? 12 : 10);
+    vring.set('headerLength', hashed ? 20 : modern ? 12 : 10);
     if (this.#iotlb) {
       vring.set('lastAvail', setup.base & 0xffff);
       vring.set('usedIdx', setup.base >>> 16 || setup.base);
@@ -474,6 +603,9 @@ export class NetDevice implements VhostUserDevice {
     vring.set('callQueue', setup.callQueue ?? -1);
     vring.set('callRound', NO_ROUND);
     vring.set('enabled', setup.enabled ? 1 : 0);
+    // Commands are read, then answered (src/dataplane/control.ts).
+    vring.set('writes', this.#isReceiver(index) ? 1 : 0);
+    if (this.isControl(index)) await this.#startControl(q, setup);
     this.#goOn(q);
     if (q.worker !== null) {
       this.#workers.assign(vring.at, q.worker);
@@ -501,7 +633,7 @@ export class NetDevice implements VhostUserDevice {
     const used = this.packed ? base >>> 16 || base : (usedIdx ?? this.#readUsedIdx(vring));
     vring.set('lastAvail', this.packed ? base & 0xffff : used);
     vring.set('usedIdx', used);
-    this.#inflight?.start(index, vring, this.packed);
+    if (!this.isControl(index)) this.#inflight?.start(index, vring, this.packed);
   }
 
   /** Reads and writes what a ring has in memory at its start, once its parts are found. */
@@ -563,13 +695,18 @@ export class NetDevice implements VhostUserDevice {
     }
   }
 
-  setChannel(channel: IotlbChannel | undefined): void {
+  setChannel(channel: (IotlbChannel & Partial<ConfigChannel>) | undefined): void {
+    this.#channel = channel;
     this.#misses.use(channel);
     if (channel) for (const q of this.queues) this.#retry(q);
   }
 
   /** Takes a translation, or takes some away; when it resolves no worker uses what was taken away. */
-  async setIotlb({ type, iova, size, userAddress, access }: IotlbMessage): Promise<void> {
+  setIotlb(message: IotlbMessage): Promise<void> {
+    return this.#alone(() => this.#setIotlb(message));
+  }
+
+  async #setIotlb({ type, iova, size, userAddress, access }: IotlbMessage): Promise<void> {
     const tlb = this.#iotlb!;
     if (type === iotlb.UPDATE) {
       tlb.update(iova, size, userAddress, access, this.memory);
@@ -682,7 +819,11 @@ export class NetDevice implements VhostUserDevice {
     this.#events.onQueueBroken(q.index, reason);
   }
 
-  async updateVring(index: number, change: VringChange): Promise<void> {
+  updateVring(index: number, change: VringChange): Promise<void> {
+    return this.#alone(() => this.#updateVring(index, change));
+  }
+
+  async #updateVring(index: number, change: VringChange): Promise<void> {
     const q = this.queues[index]!;
     const setup = q.setup!;
     const replaced: number[] = [];
@@ -696,6 +837,7 @@ export class NetDevice implements VhostUserDevice {
     if (change.kickFd !== undefined) {
       if (q.worker !== null && setup.kickFd >= 0) this.#workers.unwatch(setup.kickFd, q.worker);
       if (q.worker !== null && change.kickFd >= 0) this.#workers.watch(change.kickFd, q.worker);
+      if (this.isControl(index)) this.#controlRing?.watch(change.kickFd);
       replaced.push(setup.kickFd);
       setup.kickFd = change.kickFd;
     }
@@ -725,7 +867,7 @@ export class NetDevice implements VhostUserDevice {
   }
 
   async stopVring(index: number): Promise<number> {
-    await this.#stop([this.queues[index]!]);
+    await this.#alone(() => this.#stop([this.queues[index]!]));
     this.#events.onRings();
     const { vring } = this.queues[index]!;
     const next = vring.get('lastAvail');
@@ -734,13 +876,14 @@ export class NetDevice implements VhostUserDevice {
 
   /** Says nothing of the rings: whoever resets knows why. */
   async reset(): Promise<void> {
-    await this.#stop([...this.queues]);
+    await this.#alone(() => this.#stop([...this.queues]));
     this.#postcopy = null;
     this.memory.clear();
     this.#lookForCuts();
     this.#misses.use(undefined);
     this.#useIotlb(false);
     this.#acknowledged = 0n;
+    await this.#forgetCommands();
     this.#useLog();
     this.setLogFd(-1);
     this.#log?.close();
@@ -759,6 +902,10 @@ export class NetDevice implements VhostUserDevice {
     for (const q of queues) {
       q.vring.set('state', STOPPED);
       q.vring.set('enabled', 0);
+      if (this.isControl(q.index)) {
+        this.#controlRing?.unwatch();
+        this.#controlRing = null;
+      }
       if (q.worker === null) continue;
       this.#workers.unassign(q.vring.at, q.worker);
       if (q.setup && q.setup.kickFd >= 0) this.#workers.unwatch(q.setup.kickFd, q.worker);
@@ -834,12 +981,19 @@ export class NetDevice implements VhostUserDevice {
 
   #wake(q: Queue): void {
     if (q.worker !== null) this.#workers.wake(q.worker);
+    else if (this.isControl(q.index)) this.#controlRing?.look();
   }
 
   /** Queue pairs of which both directions run and are enabled. */
   get enabledPairs(): number {
-    return this.queues.filter((q) => q.index % 2 === 0 && isOpen(q) && isOpen(this.queues[q.index + 1]!))
-      .length;
+    return this.#openReceivers().filter((q) => isOpen(this.queues[q.index + 1]!)).length;
+  }
+
+  /** Queues that frames may go to: they run, are enabled, and the driver uses them. */
+  #openReceivers(): Queue[] {
+    return this.queues.filter(
+      (q) => this.#isReceiver(q.index) && isOpen(q) && this.#control.uses(q.index >>> 1),
+    );
   }
 
   #changed(): void {
@@ -852,13 +1006,21 @@ export class NetDevice implements VhostUserDevice {
    * and there still are rings: then a worker may be about to send to them until it has passed by.
    */
   #spread(without: readonly Queue[] = []): boolean {
-    const open = this.queues.filter((q) => q.index % 2 === 0 && isOpen(q));
+    const open = this.#openReceivers();
     const rings = open.filter((q) => !without.includes(q)).map((q) => q.vring.at);
     const { u32 } = this.#arena;
     const at = this.#flows.start >>> 2;
     const before = Array.from(u32.subarray(at, at + this.#flowCount));
     const first = this.queues[0]!.vring.at;
-    const table = nextFlowTable(before, rings.length > 0 ? rings : [first], this.#flowCount);
+    const { rss } = this.#control;
+    const ringOf = (pair: number) => {
+      const ring = this.queues[2 * pair]?.vring.at;
+      return ring !== undefined && rings.includes(ring) ? ring : (rings[0] ?? first);
+    };
+    const table = rss
+      ? before.map((_, hash) => ringOf(rss.table[hash % rss.table.length]!))
+      : nextFlowTable(before, rings.length > 0 ? rings : [first], this.#flowCount);
+    table.push(ringOf(rss?.unclassified ?? 0));
     for (const [flow, ring] of table.entries()) Atomics.store(u32, at + flow, ring);
     this.#port.set('ring', rings[0] ?? first);
     this.#port.set('pairs', rings.length);
@@ -891,6 +1053,7 @@ export class NetDevice implements VhostUserDevice {
     // whoever has found it before passes by.
     this.#arena.dataplane.functions.flush(this.#slot, 0);
     await this.#workers.quiesce();
+    this.#control.close();
     this.memory.close();
     for (const range of [this.#flows, ...this.#tables]) this.#arena.freeTable(range);
   }

@@ -12,7 +12,9 @@ export const MAX_CONFIG_LENGTH = 256;
 export const MIN_MTU = 68;
 export const MAX_MTU = 65535;
 
+/** VIRTIO_NET_S_… */
 const LINK_UP = 1;
+const ANNOUNCE = 2;
 const FULL_DUPLEX = 1;
 const UNKNOWN_DUPLEX = 0xff;
 const UNKNOWN_SPEED = 0xffff_ffff;
@@ -59,8 +61,14 @@ export function encodeNetConfig({ mac, mtu, speed, pairs, rss }: NetConfig): Uin
   return bytes;
 }
 
+/** Asks the driver to announce itself (5.1.6.5.4), or not any more, in `encodeNetConfig`'s bytes. */
+export function askAnnouncement(bytes: Uint8Array, asked: boolean): void {
+  if (asked) bytes[6]! |= ANNOUNCE;
+  else bytes[6]! &= ~ANNOUNCE;
+}
+
 /** What a driver makes of `encodeNetConfig`'s bytes; `mac` is undefined where it is all zeros. */
-export function decodeNetConfig(bytes: Uint8Array): NetConfig & { linkUp: boolean } {
+export function decodeNetConfig(bytes: Uint8Array): NetConfig & { linkUp: boolean; announce: boolean } {
   const view = new DataView(bytes.buffer, bytes.byteOffset, NET_CONFIG_LENGTH);
   const octets = [...bytes.subarray(0, 6)];
   const speed = view.getUint32(12, true);
@@ -69,6 +77,7 @@ export function decodeNetConfig(bytes: Uint8Array): NetConfig & { linkUp: boolea
       ? octets.map((octet) => octet.toString(16).padStart(2, '0')).join(':')
       : undefined,
     linkUp: (view.getUint16(6, true) & LINK_UP) !== 0,
+    announce: (view.getUint16(6, true) & ANNOUNCE) !== 0,
     pairs: view.getUint16(8, true),
     mtu: view.getUint16(10, true),
     speed: speed === UNKNOWN_SPEED ? undefined : speed,

@@ -71,6 +71,7 @@ class Table implements SwitchControl {
       queues: [],
       memory: [],
       drops: {},
+      filtered: 0,
       addresses: { learned: 0, limit: spec.maxAddresses ?? 4096 },
       connections: 0,
       rxPackets: 0,

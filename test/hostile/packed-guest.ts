@@ -25,7 +25,7 @@ const FEATURES =
 
 export class PackedGuest extends RawGuest {
   /** Places filled since the ring started, by ring. */
-  readonly #filled = [0, 0];
+  readonly #filled: number[] = [];
 
   constructor(path: string, poller: Poller, options: RawGuestOptions = {}) {
     super(path, poller, { features: FEATURES, ...options });

@@ -11,6 +11,7 @@ export type Peer =
   | 'dpdk'
   | 'ovs'
   | 'qemu'
+  | 'genericQemu'
   | 'guestKernel'
   | 'kernelDevices'
   | 'libvirtSchema'
@@ -48,6 +49,8 @@ export const libvirtSchema = join(cache, 'libvirt-schemas/domain.rng');
 export const ovsVswitchd = '/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk';
 /** A passt that is a vhost-user back-end, with its C library, by passt.ts. */
 export const passtFolder = join(cache, 'passt');
+/** Another QEMU, by generic-qemu.ts. */
+export const genericQemu = join(cache, 'qemu-generic');
 export const qemuProgram = 'qemu-system-x86_64';
 
 /** 2 MiB pages for the peers of one test: two processes of DPDK and OVS's packet pool. */
@@ -94,6 +97,10 @@ export function peers(): Record<Peer, true | string> {
     dpdk: dpdk === true ? pages : dpdk,
     ovs: ovs === true ? pages : ovs,
     qemu: need(which(qemuProgram), `${qemuProgram} is not installed: package qemu-system-x86`),
+    genericQemu: need(
+      existsSync(genericQemu),
+      'a QEMU with a generic vhost-user device is not there: run "node dist/test/peers/setup.js" where apt-get can download from Debian',
+    ),
     guestKernel: need(
       guestImage.built,
       'the guest kernel is not there: run "node dist/test/peers/setup.js" where apt-get can download',

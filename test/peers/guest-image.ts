@@ -19,7 +19,7 @@ import { basename, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { cache, type GuestImage } from './available.ts';
 import type { Recipe } from './guest-recipe.ts';
-import { openSuite, unpack } from './packages.ts';
+import { openSuites, unpack } from './packages.ts';
 
 /** Downloads the packages and builds the image. Throws with apt's own words when it can't. */
 export function buildImage(target: GuestImage): void {
@@ -27,7 +27,7 @@ export function buildImage(target: GuestImage): void {
   mkdirSync(cache, { recursive: true });
   const work = mkdtempSync(join(cache, 'build-'));
   try {
-    const options = suite === undefined ? [] : openSuite(suite, work);
+    const options = suite === undefined ? [] : openSuites([suite], work);
     const packages = programs.map(([name, , from = name]) => from);
     unpack([...kernelPackages(options), 'busybox-static', ...packages, ...libraries], work, options);
     const kernel = readdirSync(join(work, 'boot')).find((name) => name.startsWith('vmlinuz-'));

@@ -6,6 +6,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import {
   devicesImage,
+  genericQemu,
   guestImage,
   libvirtSchema,
   type Peer,
@@ -13,6 +14,7 @@ import {
   peers,
   which,
 } from './available.ts';
+import { fetchGenericQemu } from './generic-qemu.ts';
 import { buildImage } from './guest-image.ts';
 import { fetchSchema } from './libvirt-schema.ts';
 import { fetchPasst } from './passt.ts';
@@ -24,6 +26,7 @@ const PACKAGES: Record<Peer, string[]> = {
   dpdk: ['dpdk', 'dpdk-dev'],
   ovs: ['openvswitch-switch-dpdk'],
   qemu: ['qemu-system-x86'],
+  genericQemu: [],
   guestKernel: [],
   kernelDevices: [],
   libvirtSchema: ['libxml2-utils'],
@@ -69,6 +72,8 @@ export function install(wanted: Peer[], say: (line: string) => void): void {
     attempt(say, 'downloading the guest kernel and building its initramfs', () => buildImage(guestImage));
   if (apt && devices)
     attempt(say, 'downloading the kernel with vhost-net, vDPA and VDUSE', () => buildImage(devicesImage));
+  if (apt && x64 && wanted.includes('genericQemu') && !existsSync(genericQemu))
+    attempt(say, 'downloading a QEMU with a generic vhost-user device', fetchGenericQemu);
   if (apt && schema) attempt(say, "downloading libvirt's schema", fetchSchema);
   if (apt && passt) attempt(say, 'downloading passt', fetchPasst);
   const found = peers();

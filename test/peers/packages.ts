@@ -8,7 +8,7 @@ const DEBIAN = 'http://deb.debian.org/debian';
 const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg';
 
 /**
- * Downloads packages and unpacks them into `folder`; `options` are those of openSuite(), or none for the machine's
+ * Downloads packages and unpacks them into `folder`; `options` are those of openSuites(), or none for the machine's
  * own release. Throws with apt's own words when it can't have one of them.
  */
 export function unpack(names: string[], folder: string, options: string[] = []): void {
@@ -22,15 +22,16 @@ export function unpack(names: string[], folder: string, options: string[] = []):
 }
 
 /**
- * Fetches the list of packages of another release of Debian into `folder`, from the mirror that this machine uses,
+ * Fetches the lists of packages of other releases of Debian into `folder`, from the mirror that this machine uses,
  * and returns the options that make apt's programs look there: the machine's own configuration stays as it is.
  */
-export function openSuite(suite: string, folder: string): string[] {
+export function openSuites(suites: string[], folder: string): string[] {
   const state = join(folder, 'apt');
   mkdirSync(join(state, 'lists/partial'), { recursive: true });
   mkdirSync(join(state, 'cache/archives/partial'), { recursive: true });
   writeFileSync(join(state, 'status'), '');
-  writeFileSync(join(state, 'sources.list'), `deb [signed-by=${KEYRING}] ${mirror()} ${suite} main\n`);
+  const lines = suites.map((suite) => `deb [signed-by=${KEYRING}] ${mirror()} ${suite} main\n`);
+  writeFileSync(join(state, 'sources.list'), lines.join(''));
   const options = [
     `Dir::Etc::sourcelist=${join(state, 'sources.list')}`,
     'Dir::Etc::sourceparts=/dev/null',

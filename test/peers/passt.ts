@@ -5,7 +5,7 @@
 import { cpSync, existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { cache, passtFolder, root } from './available.ts';
-import { openSuite, unpack } from './packages.ts';
+import { openSuites, unpack } from './packages.ts';
 import { Child } from './process.ts';
 
 const LIBRARIES = 'usr/lib/x86_64-linux-gnu';
@@ -15,7 +15,7 @@ export function fetchPasst(): void {
   mkdirSync(cache, { recursive: true });
   const work = mkdtempSync(join(cache, 'passt-'));
   try {
-    unpack(['passt', 'libc6'], work, openSuite('trixie', work));
+    unpack(['passt', 'libc6'], work, openSuites(['trixie'], work));
     const kept = join(work, 'kept');
     mkdirSync(kept);
     for (const name of ['ld-linux-x86-64.so.2', 'libc.so.6'])

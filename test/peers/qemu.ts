@@ -15,6 +15,8 @@ export interface GuestOptions {
   path?: string;
   /** What it boots; default: the image of this machine's own release. */
   image?: GuestImage;
+  /** QEMU, and what stands before its options; default: that of this machine. */
+  program?: string[];
   /** QEMU's side of it: `client` (default) dials and dials again each second, `server` listens. */
   role?: 'client' | 'server';
   mac?: string;
@@ -109,7 +111,8 @@ export class LinuxGuest {
   async powerOn(changes: Partial<GuestOptions> = {}): Promise<void> {
     this.#options = { ...this.#options, ...changes };
     this.#answer = '';
-    this.#qemu = new Child(qemuProgram, this.#arguments());
+    const [program, ...before] = this.#options.program ?? [qemuProgram];
+    this.#qemu = new Child(program!, [...before, ...this.#arguments()]);
     await this.#reply(0, BOOT, 'the shell');
   }
 

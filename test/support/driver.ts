@@ -1,4 +1,5 @@
 /** The driver's side of the data plane (src/dataplane/driver.ts) over a port's rings, as a guest would have it. */
+import assert from 'node:assert/strict';
 import { fields, Struct } from '../../src/arena/index.ts';
 import { splitLayout } from '../../src/virtio/split-ring.ts';
 import { PACKED, type Plane, type PlanePort, type PortOptions, roundUp } from './plane.ts';
@@ -10,6 +11,7 @@ const FIELDS = [
 ] as const; // biome-ignore format: a table
 
 const FRAME_ROOM = 65600;
+const HEADER_ROOM = 32;
 
 export type DriverStruct = Struct<(typeof FIELDS)[number]>;
 
@@ -47,9 +49,9 @@ export class Driver {
     const { memory } = this.port;
     const stride = structures.constant('DRIVER_RING_STRIDE');
     const shadow = roundUp(size * structures.constant('SHADOW_STRIDE'), 64);
-    const tables = plane.table(2 * (stride + shadow) + 16 + FRAME_ROOM);
+    const tables = plane.table(2 * (stride + shadow) + HEADER_ROOM + FRAME_ROOM);
     // With room for a virtio-net header before it.
-    this.frameAt = tables + 2 * (stride + shadow) + 16;
+    this.frameAt = tables + 2 * (stride + shadow) + HEADER_ROOM;
     const offsets = fields(structures.layout, 'DriverRing', FIELDS);
     const start = memory.at(guestBase);
     const made = [this.port.rx, this.port.tx].map(({ ring, vring }, index) => {
@@ -109,6 +111,14 @@ export class Driver {
   /** The virtio-net header of the next frame to send, or of the one received last; only with OFFLOADS. */
   get header(): Uint8Array {
     return this.#plane.arena.u8.subarray(this.frameAt - 12, this.frameAt);
+  }
+
+  /** What the header of the frame received last says of its hash; only with a header of 20 bytes (5.1.6). */
+  get hash(): { hash: number; report: number } {
+    const at = this.frameAt - 24;
+    const view = new DataView(this.#plane.arena.memory.buffer, at, 8);
+    assert.equal(view.getUint16(6, true), 0, 'the padding behind it');
+    return { hash: view.getUint32(0, true), report: view.getUint16(4, true) };
   }
 
   /** Shows the device what was sent; true when it wants a kick. */

@@ -294,7 +294,7 @@ export interface PortOptions {
   regions?: readonly RegionSpec[];
   /** Vring.flags of both rings. */
   flags?: number;
-  headerLength?: 10 | 12;
+  headerLength?: 10 | 12 | 20;
   /** Descriptors of each ring; default 8. */
   size?: number;
   /** Both indices of both rings at the start. */
@@ -375,7 +375,9 @@ export class PlanePort {
     this.free = regions[0]!.base + BigInt(2 * roundUp(GuestRing.length(size), 64));
     this.struct.set('used', 1);
     this.struct.set('ring', vrings);
-    this.struct.set('table', plane.table(4 * structures.constant('FLOWS')));
+    this.struct.set('table', plane.table(4 * (structures.constant('FLOWS') + 1)));
+    this.struct.set('reception', 0);
+    this.struct.set64('filtered', 0n);
     this.struct.set('regions', table);
     this.struct.set('regionCount', regions.length);
     this.struct.set('addresses', 0);

@@ -26,6 +26,8 @@ export interface RawGuestOptions {
   sealable?: boolean;
   /** Bytes from one buffer to the next; default 2048. */
   stride?: number;
+  /** Rings that it has; default 2: one to receive on, one to send on. A third one is for commands. */
+  rings?: number;
 }
 
 export class RawGuest {
@@ -33,9 +35,9 @@ export class RawGuest {
   readonly size: number;
   readonly bytes: number;
   readonly fd: number;
-  readonly kicks = [eventfd(), eventfd()] as const;
-  readonly calls = [eventfd(), eventfd()] as const;
-  readonly errs = [eventfd(), eventfd()] as const;
+  readonly kicks: readonly number[];
+  readonly calls: readonly number[];
+  readonly errs: readonly number[];
   readonly wanted: bigint;
   /** Where the parts of each ring lie in its memory. */
   protected readonly rings: readonly { desc: number; avail: number; used: number }[];
@@ -43,8 +45,8 @@ export class RawGuest {
   readonly #stride: number;
   #closed = false;
   /** Entries offered and entries seen, by ring. */
-  readonly offered = [0, 0];
-  readonly seen = [0, 0];
+  readonly offered: number[];
+  readonly seen: number[];
 
   constructor(path: string, poller: Poller, options: RawGuestOptions = {}) {
     this.size = options.size ?? 64;
@@ -54,12 +56,17 @@ export class RawGuest {
     this.fd = memfd('raw-guest', this.bytes, { sealable: options.sealable ?? true });
     const parts = this.parts();
     const length = Math.ceil(parts.length / 4096) * 4096;
-    this.rings = [0, 1].map((i) => ({
+    const count = options.rings ?? 2;
+    const eventfds = () => Array.from({ length: count }, () => eventfd());
+    [this.kicks, this.calls, this.errs] = [eventfds(), eventfds(), eventfds()];
+    this.offered = Array<number>(count).fill(0);
+    this.seen = [...this.offered];
+    this.rings = this.offered.map((_, i) => ({
       desc: i * length + parts.desc,
       avail: i * length + parts.avail,
       used: i * length + parts.used,
     }));
-    this.#buffers = 2 * length;
+    this.#buffers = count * length;
     this.session = new FrontendSession({ fd: connectUnix(path), poller });
   }
 
@@ -82,7 +89,7 @@ export class RawGuest {
   async start(): Promise<void> {
     await this.negotiate();
     await this.session.setMemoryTable([this.region]);
-    for (const index of [0, 1]) await this.startRing(index);
+    for (const index of this.rings.keys()) await this.startRing(index);
   }
 
   async negotiate(): Promise<void> {

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { writeSync } from 'node:fs';
 import { test } from 'node:test';
 import { Arena, Structures } from '../../src/arena/index.ts';
-import { closeFd, drain, duplicateFd, eventfd, memfd, openFds } from '../../src/sys/index.ts';
+import { closeFd, drain, duplicateFd, eventfd, memfd, openFds, sharedPoller } from '../../src/sys/index.ts';
 import { NetDevice } from '../../src/vhost/net-device.ts';
 import { features } from '../../src/virtio/features.ts';
 import { Workers } from '../../src/workers/workers.ts';
@@ -25,11 +25,13 @@ async function device() {
     },
   });
   await workers.start();
+  const lease = sharedPoller();
   const events: string[] = [];
   const made = new NetDevice({
     arena,
     structures,
     workers,
+    poller: lease.poller,
     slot: 0,
     queuePairs: 2,
     features: features.VIRTIO_F_VERSION_1,
@@ -45,6 +47,7 @@ async function device() {
   const close = async () => {
     await made.close();
     await workers.close();
+    await lease.release();
     closeFd(ram);
     closeFd(err);
   };

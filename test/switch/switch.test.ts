@@ -343,7 +343,7 @@ describe('a guest', () => {
       (g) => g.negotiate(),
       (g) => g.session.setMemoryTable([g.region]),
       (g) => g.session.setVring(0, g.layout(0)),
-      (g) => g.session.startVring(0, { kickFd: g.kicks[0], callFd: g.calls[0], errFd: g.errs[0] }),
+      (g) => g.session.startVring(0, { kickFd: g.kicks[0]!, callFd: g.calls[0]!, errFd: g.errs[0]! }),
       (g) => g.session.enable(0, true),
       (g) => g.startRing(1),
       (g) => g.lend(),
@@ -521,7 +521,7 @@ describe('an adaptive switch', () => {
         return frames.length > 0 && frames;
       }, 'the frame comes');
       assert.equal(numberOf(came!), number - 1);
-      await until(() => drain(b.calls[0]), 'the guest is interrupted');
+      await until(() => drain(b.calls[0]!), 'the guest is interrupted');
     }
     assert.equal(vswitch.status().workers.length, 2);
   });
