@@ -225,17 +225,23 @@ test('the host completes what was left undone for a device that takes no such fr
   assert.deepEqual(completed.subarray(42), datagram.payload);
 
   const payload = pattern(20_000, 5);
-  const segment: Segment = { version: 4, protocol: 'tcp', payload };
-  const whole = frameOf(router, US.mac, segment, true);
-  from.send(whole, { ...checksum(segment), gso: { type: 'tcp4', size: 1400, headerLength: 54 } });
-  const pieces: Buffer[] = [];
-  while (pieces.reduce((sum, { length }) => sum + length, 0) < payload.length) {
-    const piece = await receive(to, 'a piece', ours);
-    assert.deepEqual(faults(piece, segment), []);
-    assert.ok(piece.length <= 1454);
-    pieces.push(piece.subarray(54));
+  for (const [protocol, type] of [
+    ['tcp', 'tcp4'],
+    ['udp', 'udpL4'],
+  ] as const) {
+    const segment: Segment = { version: 4, protocol, payload };
+    const { headers } = layout(segment);
+    const gso = { type, size: 1400, headerLength: headers };
+    from.send(frameOf(router, US.mac, segment, true), { ...checksum(segment), gso });
+    const pieces: Buffer[] = [];
+    while (pieces.length < Math.ceil(payload.length / gso.size)) {
+      const piece = await receive(to, `a piece over ${protocol}`, ours);
+      assert.deepEqual(faults(piece, segment), []);
+      assert.ok(piece.length <= headers + gso.size);
+      pieces.push(piece.subarray(headers));
+    }
+    assert.deepEqual(Buffer.concat(pieces), payload);
   }
-  assert.deepEqual(Buffer.concat(pieces), payload);
 });
 
 test('an interface that is removed ends the device by name, and it comes back', async () => {
