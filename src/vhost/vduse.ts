@@ -28,16 +28,19 @@ export const RESPONSE_LENGTH = 152;
 /** In both: where the union begins. */
 const BODY = 24;
 
-const SET_API_VERSION = ioctlNumber('write', BASE, 0x01, 8);
-const CREATE_DEV = ioctlNumber('write', BASE, 0x02, DEV_CONFIG);
-const DESTROY_DEV = ioctlNumber('write', BASE, 0x03, NAME_MAX);
-const IOTLB_GET_FD = ioctlNumber('both', BASE, 0x10, IOTLB_ENTRY);
-const DEV_GET_FEATURES = ioctlNumber('read', BASE, 0x11, 8);
-const DEV_SET_CONFIG = ioctlNumber('write', BASE, 0x12, CONFIG_DATA);
-const DEV_INJECT_CONFIG_IRQ = ioctlNumber('none', BASE, 0x13, 0);
-const VQ_SETUP = ioctlNumber('write', BASE, 0x14, VQ_CONFIG);
-const VQ_GET_INFO = ioctlNumber('both', BASE, 0x15, VQ_INFO);
-const VQ_SETUP_KICKFD = ioctlNumber('write', BASE, 0x16, VQ_EVENTFD);
+/** The requests that are used, without VDUSE_ before their names. */
+export const ioctls = {
+  SET_API_VERSION: ioctlNumber('write', BASE, 0x01, 8),
+  CREATE_DEV: ioctlNumber('write', BASE, 0x02, DEV_CONFIG),
+  DESTROY_DEV: ioctlNumber('write', BASE, 0x03, NAME_MAX),
+  IOTLB_GET_FD: ioctlNumber('both', BASE, 0x10, IOTLB_ENTRY),
+  DEV_GET_FEATURES: ioctlNumber('read', BASE, 0x11, 8),
+  DEV_SET_CONFIG: ioctlNumber('write', BASE, 0x12, CONFIG_DATA),
+  DEV_INJECT_CONFIG_IRQ: ioctlNumber('none', BASE, 0x13, 0),
+  VQ_SETUP: ioctlNumber('write', BASE, 0x14, VQ_CONFIG),
+  VQ_GET_INFO: ioctlNumber('both', BASE, 0x15, VQ_INFO),
+  VQ_SETUP_KICKFD: ioctlNumber('write', BASE, 0x16, VQ_EVENTFD),
+} as const;
 
 /** enum vduse_req_type; others are answered with a failure. */
 export const vduseRequests = { GET_VQ_STATE: 0, SET_STATUS: 1, UPDATE_IOTLB: 2 } as const;
@@ -193,7 +196,7 @@ function withControl<T>(use: (fd: number) => T): T {
   try {
     const version = Buffer.alloc(8);
     version.writeBigUInt64LE(API_VERSION);
-    ioctl(fd, SET_API_VERSION, version);
+    ioctl(fd, ioctls.SET_API_VERSION, version);
     return use(fd);
   } finally {
     closeSync(fd);
@@ -206,7 +209,7 @@ function withControl<T>(use: (fd: number) => T): T {
 export function createDevice(name: string, config: VduseConfig): boolean {
   return withControl((fd) => {
     try {
-      ioctl(fd, CREATE_DEV, encodeDeviceConfig(name, config));
+      ioctl(fd, ioctls.CREATE_DEV, encodeDeviceConfig(name, config));
       return true;
     } catch (error) {
       if (isSystemError(error, 'EEXIST')) return false;
@@ -227,7 +230,7 @@ export function destroyDevice(name: string): boolean {
     const bytes = Buffer.alloc(NAME_MAX);
     writeName(bytes, name);
     try {
-      ioctl(fd, DESTROY_DEV, bytes);
+      ioctl(fd, ioctls.DESTROY_DEV, bytes);
       return true;
     } catch (error) {
       if (isSystemError(error, 'EBUSY')) return false;
@@ -273,7 +276,7 @@ export class VduseDevice {
   /** The features that the driver took; 0 before that. */
   features(): bigint {
     const bytes = Buffer.alloc(8);
-    ioctl(this.fd, DEV_GET_FEATURES, bytes);
+    ioctl(this.fd, ioctls.DEV_GET_FEATURES, bytes);
     return bytes.readBigUInt64LE();
   }
 
@@ -281,13 +284,13 @@ export class VduseDevice {
     const bytes = Buffer.alloc(CONFIG_DATA + config.length);
     bytes.writeUInt32LE(config.length, 4);
     bytes.set(config, CONFIG_DATA);
-    ioctl(this.fd, DEV_SET_CONFIG, bytes);
+    ioctl(this.fd, ioctls.DEV_SET_CONFIG, bytes);
   }
 
   /** Lets the driver read the configuration space again; false where no driver runs (DRIVER_OK isn't set). */
   configChanged(): boolean {
     try {
-      ioctl(this.fd, DEV_INJECT_CONFIG_IRQ, 0);
+      ioctl(this.fd, ioctls.DEV_INJECT_CONFIG_IRQ, 0);
       return true;
     } catch (error) {
       if (isSystemError(error, 'EINVAL')) return false;
@@ -300,7 +303,7 @@ export class VduseDevice {
     const bytes = Buffer.alloc(VQ_CONFIG);
     bytes.writeUInt32LE(index, 0);
     bytes.writeUInt16LE(maxSize, 4);
-    ioctl(this.fd, VQ_SETUP, bytes);
+    ioctl(this.fd, ioctls.VQ_SETUP, bytes);
   }
 
   /** What the driver said of a ring; undefined: the device has no such queue. */
@@ -308,7 +311,7 @@ export class VduseDevice {
     const bytes = Buffer.alloc(VQ_INFO);
     bytes.writeUInt32LE(index, 0);
     try {
-      ioctl(this.fd, VQ_GET_INFO, bytes);
+      ioctl(this.fd, ioctls.VQ_GET_INFO, bytes);
     } catch (error) {
       if (isSystemError(error, 'EINVAL')) return undefined;
       throw error;
@@ -321,7 +324,7 @@ export class VduseDevice {
     const bytes = Buffer.alloc(VQ_EVENTFD);
     bytes.writeUInt32LE(index, 0);
     bytes.writeInt32LE(eventfd, 4);
-    ioctl(this.fd, VQ_SETUP_KICKFD, bytes);
+    ioctl(this.fd, ioctls.VQ_SETUP_KICKFD, bytes);
   }
 
   /** The range in which an I/O address lies, and its file; undefined: it isn't mapped. */
@@ -331,7 +334,7 @@ export class VduseDevice {
     bytes.writeBigUInt64LE(address, 16);
     let fd: number;
     try {
-      fd = ioctl(this.fd, IOTLB_GET_FD, bytes);
+      fd = ioctl(this.fd, ioctls.IOTLB_GET_FD, bytes);
     } catch (error) {
       if (isSystemError(error, 'EINVAL')) return undefined;
       throw error;
