@@ -73,6 +73,8 @@ export function declareQemu(program: Command): void {
     const { libvirt, cloudHypervisor } = options;
     if (libvirt && cloudHypervisor) throw new UsageError('give --libvirt or --cloud-hypervisor, not both');
     const port = await (await connect(options)).port(name);
+    if (port.type !== 'vhost-user')
+      throw new UsageError(`port ${name} is no socket for a guest: ${port.type}:${port.target}`);
     const guest = { memory: options.memory, mac: options.mac ?? macOf(name), queues: options.queues };
     const plug = (libvirt ? libvirtPlug : cloudHypervisor ? cloudHypervisorPlug : qemuPlug)(port, guest);
     const { options: words = [], xml = [], notes } = plug;
