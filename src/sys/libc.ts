@@ -82,6 +82,12 @@ export const libc = {
     ['int', 'void *', 'int', 'int64', 'int'],
   ),
 
+  pwritev2: declare<(fd: number, vector: Pointer, count: number, offset: number, flags: number) => number>(
+    'pwritev2',
+    'long',
+    ['int', 'void *', 'int', 'int64', 'int'],
+  ),
+
   epollCreate: declare<(flags: number) => number>('epoll_create1', 'int', ['int']),
   epollControl: declare<(epollFd: number, operation: number, fd: number, event: Pointer) => number>(
     'epoll_ctl',

@@ -6,8 +6,17 @@
  * front-end carries their positions itself. A transfer goes on beside the messages; whoever never ends it loses
  * the transfer after a while, and nobody else notices.
  */
-import { readSync, writeSync } from 'node:fs';
-import { closeFd, EPOLLIN, EPOLLOUT, fileInfo, type Poller, setNonBlocking } from '../sys/index.ts';
+import {
+  closeFd,
+  EPOLLIN,
+  EPOLLOUT,
+  fileInfo,
+  ownPipe,
+  type Poller,
+  readNow,
+  setNonBlocking,
+  writeNow,
+} from '../sys/index.ts';
 import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { ProtocolError } from './messages.ts';
 
@@ -72,7 +81,8 @@ export class StateTransfer {
       throw new ProtocolError('the descriptor is neither a pipe nor a socket');
     setNonBlocking(fd);
     this.#poller = poller;
-    this.#fd = fd;
+    // Whoever holds the other descriptor of it can make it blocking.
+    this.#fd = kind === 'pipe' ? ownPipe(fd, typeof what !== 'function') : fd;
     this.done = new Promise((resolve) => {
       this.#settle = resolve;
     });
@@ -80,7 +90,7 @@ export class StateTransfer {
     this.#timer.unref();
     const step = typeof what === 'function' ? this.#receiver(what) : this.#sender(what);
     const events = typeof what === 'function' ? EPOLLIN : EPOLLOUT;
-    poller.add(fd, events, () => {
+    poller.add(this.#fd, events, () => {
       if (!this.#open) return;
       try {
         if (step()) this.end();
@@ -94,7 +104,7 @@ export class StateTransfer {
     const buffer = new Uint8Array(MAX_STATE + 1);
     let filled = 0;
     return () => {
-      const length = readSync(this.#fd, buffer, filled, buffer.length - filled, null);
+      const length = readNow(this.#fd, buffer.subarray(filled));
       filled += length;
       if (filled > MAX_STATE) throw new Error(`more than ${MAX_STATE} bytes`);
       if (length === 0) take(buffer.slice(0, filled));
@@ -105,7 +115,7 @@ export class StateTransfer {
   #sender(bytes: Uint8Array): () => boolean {
     let sent = 0;
     return () => {
-      sent += writeSync(this.#fd, bytes, sent);
+      sent += writeNow(this.#fd, bytes.subarray(sent));
       return sent === bytes.length;
     };
   }
