@@ -24,9 +24,13 @@ export class Misses {
     this.#asked.clear();
   }
 
-  ask(address: bigint, access: number): void {
+  /**
+   * `again`: even without an answer to the question before. That one may have been of a buffer that was used up
+   * meanwhile: such a page isn't mapped, QEMU doesn't answer, and later the guest has another buffer there.
+   */
+  ask(address: bigint, access: number, again = false): void {
     const page = address - (address % PAGE);
-    const before = this.#asked.get(page) ?? 0;
+    const before = again ? 0 : (this.#asked.get(page) ?? 0);
     if (!this.#channel || (before & access) === access) return;
     if (this.#asked.size >= MOST) this.#asked.clear();
     this.#asked.set(page, before | access);

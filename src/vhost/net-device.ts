@@ -160,6 +160,8 @@ interface Queue {
   held: Range | null;
   /** With an IOMMU: its parts have been found, and it has begun. */
   placed: boolean;
+  /** The address that it waits for, once that was asked for. */
+  missing: bigint | null;
   launched: boolean;
 }
 
@@ -273,6 +275,7 @@ export class NetDevice implements VhostUserDevice {
           windows: null,
           held: null,
           placed: false,
+          missing: null,
           launched: false,
         });
       }
@@ -672,6 +675,7 @@ export class NetDevice implements VhostUserDevice {
       return;
     }
     if (!q.launched) this.#launch(q);
+    q.missing = null;
     q.vring.set('state', RUNNING);
     this.#wake(q);
     // A guest that takes all back at once has its next buffers asked for before a frame comes.
@@ -745,7 +749,8 @@ export class NetDevice implements VhostUserDevice {
       this.#forbid(q, address);
       return;
     }
-    this.#misses.ask(address, needed);
+    this.#misses.ask(address, needed, q.missing !== address);
+    q.missing = address;
   }
 
   /** Breaks a ring that waits for a translation which there won't be. */
