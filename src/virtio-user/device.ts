@@ -13,6 +13,7 @@ import { Arena, type Dataplane } from '../arena/index.ts';
 import { drain, EPOLLIN, Epoll, type PollerLease, sharedNotifier, sharedPoller } from '../sys/index.ts';
 import { featureNames, features } from '../virtio/features.ts';
 import { type Offload, readNetHeader, writeNetHeader } from '../virtio/net-header.ts';
+import { ControlQueue } from './control-queue.ts';
 import { asVirtioUserError, VirtioUserError } from './errors.ts';
 import { Link } from './link.ts';
 import { type Settings, settle, type VirtioUserOptions } from './options.ts';
@@ -112,7 +113,12 @@ export class VirtioUser extends EventEmitter<VirtioUserEvents> {
     try {
       const rings = await link.open((agreed) => {
         try {
-          return new Rings(arena, agreed, settings);
+          const made = new Rings(arena, agreed, settings);
+          if (settings.control && agreed & features.VIRTIO_NET_F_CTRL_VQ) {
+            const packed = (agreed & features.VIRTIO_F_RING_PACKED) !== 0n;
+            link.control = new ControlQueue(arena, made.controlRoom, packed, settings.timeout);
+          }
+          return made;
         } catch (error) {
           throw asVirtioUserError('RESOURCES', error);
         }
@@ -125,6 +131,14 @@ export class VirtioUser extends EventEmitter<VirtioUserEvents> {
       await poller.release();
       throw error;
     }
+  }
+
+  /**
+   * Commands to the back-end, where it was asked for (`control`) and owns the control queue; undefined elsewhere.
+   * After reconnect() the back-end knows of none that were given before.
+   */
+  get control(): ControlQueue | undefined {
+    return this.#link.control;
   }
 
   /** The back-end is there, and doesn't say that the link is down. */
@@ -264,6 +278,13 @@ export class VirtioUser extends EventEmitter<VirtioUserEvents> {
       }
       last = performance.now();
     }
+  }
+
+  /** The hash of the frame received last and what it was taken of (VIRTIO_NET_HASH_REPORT_…; 0: there is none). */
+  get receivedHash(): { hash: number; report: number } {
+    if (!(this.#link.agreed & features.VIRTIO_NET_F_HASH_REPORT)) return { hash: 0, report: 0 };
+    const { hash } = this.#rings;
+    return { hash: hash.getUint32(0, true), report: hash.getUint16(4, true) };
   }
 
   /** What is left undone in the frame received last; undefined: nothing. */

@@ -8,7 +8,9 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Poller } from '../sys/index.ts';
+import { controlQueueIndex } from '../virtio/control-queue.ts';
 import { featureNames, features } from '../virtio/features.ts';
+import type { ControlQueue } from './control-queue.ts';
 import { asVirtioUserError, VirtioUserError } from './errors.ts';
 import type { Settings } from './options.ts';
 import type { Rings } from './rings.ts';
@@ -34,6 +36,10 @@ export class Link {
   readonly #transport: Transport;
   readonly #closing = new AbortController();
   #rings: Rings | undefined;
+  /** Commands, where the back-end takes them. */
+  control: ControlQueue | undefined;
+  /** Queue pairs that the back-end has. */
+  #pairs = 1;
   #connected = false;
   /** Why the connection of now has ended. */
   #lost: string | undefined;
@@ -79,6 +85,7 @@ export class Link {
           `queueSize ${queueSize}: the back-end has split rings only, a power of 2 expected`,
         );
       this.agreed = agreed;
+      this.#pairs = queuePairs;
       this.config = await this.#transport.config();
       this.#rings = make(agreed);
       this.#rings.prepare();
@@ -128,6 +135,7 @@ export class Link {
       }
       if (queuePairs < this.#settings.queues)
         throw new Error(`the back-end that came back has ${queuePairs} queues at most`);
+      this.#pairs = queuePairs;
       this.config = await transport.config();
       const goesOn = rings.canGoOn(inflight);
       if (!goesOn) rings.prepare();
@@ -199,9 +207,23 @@ export class Link {
       await transport.startRing(index, { kickFd: rings.kicks[index]!, callFd: rings.calls[index]! });
     }
     if (!goesOn) for (const index of rings.all.keys()) await transport.enableRing(index, true);
+    await this.#startControl();
     await transport.ready();
+    // 5.1.6.5.6: until then the device uses the first pair alone.
+    const { queues } = this.#settings;
+    if (queues > 1 && this.agreed & features.VIRTIO_NET_F_MQ) await this.control?.setPairs(queues);
     if (this.#lost !== undefined) throw new Error(this.#lost);
     this.#connected = true;
+  }
+
+  /** The control queue begins anew with each connection: the back-end has forgotten what was said before. */
+  async #startControl(): Promise<void> {
+    if (!this.control) return;
+    const { kickFd, callFd } = this.control;
+    const index = controlQueueIndex(this.agreed, this.#pairs);
+    await this.#transport.setRing(index, this.control.begin());
+    await this.#transport.startRing(index, { kickFd, callFd });
+    await this.#transport.enableRing(index, true);
   }
 
   /** Enables or disables a ring. */
@@ -261,6 +283,7 @@ export class Link {
     await this.#transport.close();
     this.#end('closed here');
     this.#transport.dispose();
+    this.control?.close();
     this.#rings?.close();
   }
 }

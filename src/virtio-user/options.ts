@@ -34,9 +34,22 @@ export const DRIVER_OFFLOADS =
   features.VIRTIO_NET_F_GUEST_USO4 |
   features.VIRTIO_NET_F_GUEST_USO6;
 
+/** What `control` asks for beside. */
+export const DRIVER_CONTROL =
+  features.VIRTIO_NET_F_CTRL_VQ |
+  features.VIRTIO_NET_F_CTRL_RX |
+  features.VIRTIO_NET_F_CTRL_VLAN |
+  features.VIRTIO_NET_F_CTRL_MAC_ADDR |
+  features.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS |
+  features.VIRTIO_NET_F_GUEST_ANNOUNCE |
+  features.VIRTIO_NET_F_RSS |
+  features.VIRTIO_NET_F_HASH_REPORT;
+
 const MAX_QUEUES = 128;
 /** Bytes of the largest virtio-net header, and of the largest buffer that makes sense. */
 export const MAX_HEADER = 12;
+/** With hashes reported. */
+const HASH_HEADER = 20;
 const MAX_BUFFER = 1 << 20;
 
 export interface VirtioUserOptions {
@@ -60,6 +73,8 @@ export interface VirtioUserOptions {
    * (see `send` and `received`); default false.
    */
   offloads?: boolean;
+  /** Asks for the control queue, where the back-end owns it (see `control` of the device); default false. */
+  control?: boolean;
   /** Feature bits to ask for; default: all that the driver knows. */
   features?: bigint;
   /** Bytes of a buffer, at least 64; default 2048. Without mergeable buffers a larger frame doesn't arrive. */
@@ -127,6 +142,13 @@ export function settle(options: VirtioUserOptions): Settings {
   if (packed) wanted |= features.VIRTIO_F_RING_PACKED;
   if (offloads) wanted |= DRIVER_OFFLOADS;
   if (queues > 1) wanted |= features.VIRTIO_NET_F_MQ;
+  const { control = false } = options;
+  if (control) wanted |= DRIVER_CONTROL;
+  if (control && segmentLength <= HASH_HEADER)
+    throw new VirtioUserError(
+      'BAD_OPTION',
+      `segmentLength ${segmentLength}: more than the ${HASH_HEADER} bytes of a header with a hash expected`,
+    );
   return {
     path,
     role,
@@ -135,6 +157,7 @@ export function settle(options: VirtioUserOptions): Settings {
     queues,
     packed,
     offloads,
+    control,
     wanted,
     bufferLength,
     segmentLength: Math.min(segmentLength, bufferLength),

@@ -9,6 +9,7 @@ import { closeFd, eventfd } from '../sys/index.ts';
 import { features } from '../virtio/features.ts';
 import { packedLayout } from '../virtio/packed-ring.ts';
 import { splitLayout } from '../virtio/split-ring.ts';
+import { CONTROL_ROOM } from './control-queue.ts';
 import { MAX_HEADER, type Settings } from './options.ts';
 import type { RingPlace, SharedMemory } from './transport.ts';
 
@@ -54,6 +55,8 @@ export class Rings {
   readonly calls: readonly number[];
   /** Where the data plane finds a frame to send, and leaves one that came: MAX_FRAME bytes of the arena. */
   readonly frame: number;
+  /** Where in the arena the control queue has its room, if it was asked for. */
+  readonly controlRoom: number;
   readonly #arena: Arena;
   readonly #packed: boolean;
   /** Bytes from the start of a ring to its buffers. */
@@ -82,7 +85,9 @@ export class Rings {
       for (let i = 0; i < 2 * count; i++) fds.push(eventfd());
       this.kicks = fds.slice(0, count);
       this.calls = fds.slice(count);
-      this.#pool = new Pool(arena, 'virtio-user', count * queueLength);
+      this.controlRoom = roundUp(count * queueLength, 4096);
+      this.#pool = new Pool(arena, 'virtio-user', this.controlRoom + (settings.control ? CONTROL_ROOM : 0));
+      this.controlRoom += this.#pool.range.start;
       undo.push(() => this.#pool.close());
       this.#tables = arena.takeTable(count * (stride + shadowLength) + frameRoom);
     } catch (error) {
@@ -105,7 +110,7 @@ export class Rings {
       ring.set('avail', start + at.avail);
       ring.set('used', start + at.used);
       ring.set64('bias', arena.base);
-      ring.set('headerLength', modern ? 12 : 10);
+      ring.set('headerLength', agreed & features.VIRTIO_NET_F_HASH_REPORT ? 20 : modern ? 12 : 10);
       ring.set('buffers', start + ringLength);
       ring.set('bufferLength', bufferLength);
       ring.set('segmentLength', settings.segmentLength);
@@ -170,6 +175,11 @@ export class Rings {
   /** Where the data plane finds and leaves the virtio-net header of a frame. */
   get header(): Uint8Array {
     return this.#arena.u8.subarray(this.frame - MAX_HEADER, this.frame);
+  }
+
+  /** The 8 bytes of the header in which a frame that came has its hash (5.1.6), which the data plane leaves there. */
+  get hash(): DataView {
+    return new DataView(this.#arena.memory.buffer, this.frame - 24, 8);
   }
 
   /** The rule that the back-end broke in a ring; undefined: none. */

@@ -10,8 +10,8 @@
  */
 import type { NetConfig } from '../virtio/net-config.ts';
 
-/** What the back-end says of the device. A field is only valid with its feature: mac, mtu, speed, linkUp. */
-export type DeviceConfig = NetConfig & { linkUp: boolean };
+/** What the back-end says of the device. A field is only valid with its feature: mac, mtu, speed, linkUp, announce. */
+export type DeviceConfig = NetConfig & { linkUp: boolean; announce: boolean };
 
 /** What both sides have agreed on. */
 export interface Agreement {
