@@ -101,7 +101,11 @@ const LOG_PAYLOAD = 16;
 /** No used ring has more bytes. */
 const USED_BOUND = 1n << 20n;
 
-const POSTCOPY_WITHOUT_IOMMU = 'a guest behind an IOMMU can not migrate by postcopy';
+/** What the main thread reads and writes of guest memory with these must be there. */
+const POSTCOPY_REFUSES = [
+  [features.VIRTIO_F_ACCESS_PLATFORM, 'a guest behind an IOMMU can not migrate by postcopy'],
+  [features.VIRTIO_NET_F_CTRL_VQ, 'a guest whose control queue is served here can not migrate by postcopy'],
+] as const;
 
 /** Requests that a network device never has, and why. */
 const MEANINGLESS = new Map<number, string>([
@@ -387,8 +391,7 @@ export class BackendSession {
   async #setFeatures(bits: bigint): Promise<undefined> {
     const extra = bits & ~this.#device.features;
     if (extra !== 0n) throw new ProtocolError(`${featureNames(extra).join(', ')} not offered`);
-    if (bits & VIRTIO_F_ACCESS_PLATFORM && this.#postcopy?.active)
-      throw new ProtocolError(POSTCOPY_WITHOUT_IOMMU);
+    if (this.#postcopy?.active) checkPostcopy(bits);
     const before = this.#features;
     if (before !== undefined && this.#vrings.some((vring) => vring.running)) {
       // Live migration begins and ends this way, with the guest running.
@@ -487,7 +490,7 @@ export class BackendSession {
     if (!postcopy) throw new ProtocolError('no POSTCOPY_ADVISE came before it');
     if (this.#memory.length > 0)
       throw new ProtocolError('memory is mapped already, and may have been touched');
-    if ((this.#features ?? 0n) & VIRTIO_F_ACCESS_PLATFORM) throw new ProtocolError(POSTCOPY_WITHOUT_IOMMU);
+    checkPostcopy(this.#features ?? 0n);
     postcopy.listening = true;
     // A handler may wait for pages that nobody brings any more.
     this.#connection.onHangUp = () => {
@@ -929,6 +932,11 @@ export class BackendSession {
     while (this.#vrings.length <= index) this.#vrings.push(freshVring());
     return this.#vrings[index]!;
   }
+}
+
+/** Throws a ProtocolError for features that don't go together with postcopy. */
+function checkPostcopy(bits: bigint): void {
+  for (const [feature, reason] of POSTCOPY_REFUSES) if (bits & feature) throw new ProtocolError(reason);
 }
 
 /** Requests that are answered with regions in postcopy. */

@@ -136,12 +136,11 @@ describe('a guest whose memory comes later', () => {
     await stage.vswitch.addPort({ name: 'other', type: 'vhost-user', target: path('other') });
     const guest = late(t);
     await stuckWorker(guest);
-    const other = new RawGuest(path('other'), stage.lease.poller);
-    await other.negotiate();
-    assert.equal(stage.vswitch.port('other').state, 'connected');
+    const other = new LateGuest(path('other'));
+    assert.equal((await other.ask(R.GET_FEATURES)).payload.length, 8);
     const end = guest.number(R.POSTCOPY_END);
     assert.equal(await end, 0n, 'END is answered, and the worker goes on');
-    await other.close();
+    other.close();
     guest.close();
     await stage.vswitch.removePort('other');
     await stage.unharmed();
