@@ -93,12 +93,15 @@ export interface PortStats {
 }
 
 const PROMPT = 'testpmd> ';
+/** Milliseconds without an answer after which testpmd is asked for its prompt. */
+const NUDGE = 5000;
 let started = 0;
 
 export class Testpmd {
   readonly child: Child;
   readonly ports: number;
   #last: Promise<unknown> = Promise.resolve();
+  #nudged = false;
 
   private constructor(child: Child, ports: number) {
     this.child = child;
@@ -148,13 +151,21 @@ export class Testpmd {
   async #type(text: string, timeout: number): Promise<string> {
     this.child.output = this.child.output.replaceAll(PROMPT, '');
     this.child.write(`${text}\n`);
-    return this.child.waitFor(`an answer to "${text}"`, timeout, () => {
+    // The prompt is written letter by letter, and a line of another thread may fall into it: this brings a whole one.
+    const nudge = setInterval(() => {
+      this.#nudged = true;
+      this.child.write('\n');
+    }, NUDGE);
+    const answer = this.child.waitFor(`an answer to "${text}"`, timeout, () => {
       const output = this.child.output;
       const end = output.lastIndexOf(PROMPT);
       if (end < 0) return undefined;
       const echo = output.lastIndexOf(`${text}\r\n`, end);
+      // It may be the prompt of an empty line before.
+      if (echo < 0 && this.#nudged) return undefined;
       return output.slice(echo < 0 ? 0 : echo + text.length + 2, end).trim();
     });
+    return answer.finally(() => clearInterval(nudge));
   }
 
   /** Counters of all ports, by port number. */
