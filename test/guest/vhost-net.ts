@@ -10,6 +10,7 @@ import { chmodSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { openFds } from '../../src/sys/index.ts';
 import type { Offload } from '../../src/virtio/net-header.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
 import type { VirtioUserOptions } from '../../src/virtio-user/options.ts';
@@ -268,8 +269,10 @@ test('what is missing or not allowed is said with what to do', async () => {
   {
     await using one = await open('tap0');
     assert.equal(one.queues, 1);
+    const before = openFds();
     await assert.rejects(open('tap0'), /TUNSETIFF\(tap0\): EBUSY, in use by another program/);
     await assert.rejects(open('tap0', { queues: 2 }), /TUNSETIFF\(tap0\): EINVAL, .* multi_queue/);
+    assert.equal(openFds(), before, 'no descriptor is left behind');
   }
   await assert.rejects(open('tap0', { queues: 128, queueSize: 300 }), /a power of 2/);
   const as = (path: string) => {

@@ -8,6 +8,7 @@ import { existsSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs';
 import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { createSwitch, type Switch } from '../../src/index.ts';
+import { openFds } from '../../src/sys/index.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
 import type { VirtioUserOptions } from '../../src/virtio-user/options.ts';
 import { mac } from '../support/ethernet.ts';
@@ -59,7 +60,7 @@ for (const packed of [false, true]) {
       // So that the switch knows where both are.
       to.send(numbered(source, target, 0));
       await receive(from, 'the first frame', () => true);
-      const COUNT = 600;
+      const COUNT = 300;
       let sent = 0;
       for (let came = 0; came < COUNT; came++) {
         while (sent < COUNT && sent < came + 100) {
@@ -80,11 +81,14 @@ test('what a device is not, and who may not have it, is said with what to do', a
   {
     await using device = await open();
     assert.equal(device.queues, 1);
+    const before = openFds();
     await assert.rejects(open(), {
       code: 'NO_BACKEND',
       message: /^open\(\/dev\/vhost-vdpa-\d\): EBUSY, another program has it open/,
     });
+    assert.equal(openFds(), before);
   }
+  const before = openFds();
   await assert.rejects(open({ queues: 2 }), { message: 'queues 2: the back-end has 1 at most' });
   await assert.rejects(
     open({ queueSize: 4096 }),
@@ -94,6 +98,7 @@ test('what a device is not, and who may not have it, is said with what to do', a
     open({ path: '/dev/vhost-vdpa-99' }),
     /ENOENT, no such vDPA device: "vdpa dev show" lists them/,
   );
+  assert.equal(openFds(), before, 'no descriptor is left behind');
   const module = fileURLToPath(new URL('../../src/virtio-user/device.js', import.meta.url));
   const program = `import('${module}').then(({ VirtioUser }) =>
     VirtioUser.open({ path: '${path}' })).catch((error) => console.log(error.message))`;
