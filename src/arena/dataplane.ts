@@ -29,6 +29,13 @@ export interface DataplaneFunctions {
   drainFrames(ring: number, count: number, offset: number): number;
   armDriver(ring: number): number;
   disarmDriver(ring: number): void;
+  prepareTransfer(transfer: number): void;
+  refillBuffers(transfer: number): number;
+  acceptMessages(transfer: number, count: number): void;
+  collectFrames(transfer: number): number;
+  releaseBuffers(transfer: number): void;
+  toStream(ring: number, to: number, room: number): number;
+  fromStream(ring: number, from: number, length: number): number;
 }
 
 /** Constants of the layout, by the name of the export. */

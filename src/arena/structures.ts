@@ -55,6 +55,10 @@ const WINDOW = ['key', 'arena', 'stamp'] as const;
 const RECEPTION = ['filter', 'hashed', 'hashTypes', 'rss', 'mac', 'unicasts', 'multicasts'] as const;
 const COMMAND = ['length', 'head', 'slots', 'answer'] as const;
 const LOG = ['bits', 'size', 'regions', 'regionCount', 'writes', 'missed'] as const;
+const TRANSFER = [
+  'ring', 'prefix', 'slots', 'messages', 'vectors', 'vectorCount', 'ids', 'perMessage', 'overflow', 'control',
+  'count', 'next', 'vni', 'dropped',
+] as const; // biome-ignore format: a table
 const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
   'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound', 'callQueue',
@@ -71,6 +75,7 @@ export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
 export type CommandStruct = Struct<(typeof COMMAND)[number]>;
 export type LogStruct = Struct<(typeof LOG)[number]>;
 export type WindowStruct = Struct<(typeof WINDOW)[number]>;
+export type TransferStruct = Struct<(typeof TRANSFER)[number]>;
 export type VringStruct = Struct<(typeof VRING)[number]>;
 
 /** Finds the structures of one arena. */
@@ -93,6 +98,7 @@ export class Structures {
       command: fields(layout, 'Command', COMMAND),
       log: fields(layout, 'Log', LOG),
       window: fields(layout, 'Window', WINDOW),
+      transfer: fields(layout, 'Transfer', TRANSFER),
       vring: fields(layout, 'Vring', VRING),
     };
     this.header = new Struct(arena, this.constant('HEADER'), this.#offsets.header);
@@ -136,6 +142,11 @@ export class Structures {
   /** The window at a place of a ring's list. */
   window(list: number, index: number): WindowStruct {
     return new Struct(this.#arena, list + index * this.constant('WINDOW_STRIDE'), this.#offsets.window);
+  }
+
+  /** The transfer at an offset of the arena. */
+  transfer(at: number): TransferStruct {
+    return new Struct(this.#arena, at, this.#offsets.transfer);
   }
 
   /** The vring at an offset of the arena. */

@@ -11,6 +11,8 @@ A port is NAME=TYPE:TARGET[,key=value…]:
   TYPE:TARGET          vhost-user:PATH of the unix socket; a comma in PATH is written twice
                        vduse:DEVICE, a vDPA device of the kernel, /dev/vduse/DEVICE, which \`vdpa dev add
                        name DEVICE mgmtdev vduse\` attaches; it has one queue pair and no role
+                       tap:INTERFACE of the host, attached to or made; queues=N, default 1
+                       null: nobody, what is sent there is forgotten
   role=server|client   server (default): listens on PATH; client: dials it, again when it is gone
   max-addresses=N      most MAC addresses learned on this port
   features=-A,-B,+C    offers the guest less or more than by default, such as -packed,-in-order
@@ -36,6 +38,8 @@ export function withPath(spec: PortSpec): PortSpec {
 /** What a port does, as `listens on /tmp/a.sock`. */
 export function doing({ type, role, target }: Pick<PortStatus, 'type' | 'role' | 'target'>): string {
   if (type === 'vduse') return `is /dev/vduse/${target}`;
+  if (type === 'tap') return `is interface ${target}`;
+  if (role === null) return `is ${type}:${target}`;
   return `${role === 'server' ? 'listens on' : 'dials'} ${target}`;
 }
 
@@ -112,7 +116,7 @@ export function portText(port: PortDetail): string {
       ['port', port.name],
       ['type', port.type],
       ['target', port.target],
-      ...(port.type === 'vduse' ? [] : [roleLine(port)]),
+      ...(port.type === 'vduse' || port.role === null ? [] : [roleLine(port)]),
       ['state', port.state],
       ['rings', port.rings || 'not negotiated'],
       ['connections', count(port.connections)],

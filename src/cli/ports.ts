@@ -46,7 +46,7 @@ function portsText(ports: PortStatus[]): string {
       bytes(port.txBytes),
       count(port.txDrops),
       port.rings || '-',
-      port.role,
+      port.role ?? '-',
       port.target,
     ]),
   );

@@ -6,6 +6,7 @@ import * as G from './generator';
 import * as H from './histogram';
 import * as T from './track';
 import { Command, COMMAND_BYTES as BYTES_OF_COMMAND } from './control';
+import * as X from './transfer';
 import { Entry, ENTRY_STRIDE as ENTRY_BYTES, FDB_SLOTS as SLOTS } from './fdb';
 
 export { armControl, giveControl, takeControl } from './control';
@@ -18,6 +19,8 @@ export { markStart } from './log';
 export {
   armDriver, disarmDriver, drainFrames, floodFrames, prepareDriver, publishDriver, receiveFrame, reclaim, sendFrame,
 } from './driver';
+export { acceptMessages, collectFrames, prepareTransfer, refillBuffers, releaseBuffers } from './transfer';
+export { fromStream, toStream } from './stream';
 
 export const HEADER: usize = L.HEADER;
 export const PORTS: usize = L.PORTS;
@@ -43,6 +46,12 @@ export const CHUNK: u32 = <u32>L.CHUNK;
 export const WAYS: u32 = L.WAYS;
 export const DRIVER_RING_STRIDE: usize = L.DRIVER_RING_STRIDE;
 export const SHADOW_STRIDE: usize = L.SHADOW_STRIDE;
+export const TRANSFER_STRIDE: usize = L.TRANSFER_STRIDE;
+export const MESSAGE_STRIDE: usize = X.MESSAGE_STRIDE;
+export const VECTOR_STRIDE: usize = X.VECTOR_STRIDE;
+export const OVERFLOW: u32 = X.OVERFLOW;
+export const CONTROL: u32 = X.CONTROL;
+export const MOST_VECTORS: u32 = X.MOST_VECTORS;
 export const ENTRY_STRIDE: usize = ENTRY_BYTES;
 export const RECEPTION_STRIDE: usize = L.RECEPTION_STRIDE;
 export const UNICASTS_OFFSET: usize = L.UNICASTS_OFFSET;
@@ -287,3 +296,17 @@ export const Capture_taken: usize = offsetof<C.Capture>('taken');
 export const Capture_epoch: usize = offsetof<C.Capture>('epoch');
 export const Capture_frames: usize = offsetof<C.Capture>('frames');
 export const Capture_lost: usize = offsetof<C.Capture>('lost');
+export const Transfer_ring: usize = offsetof<L.Transfer>('ring');
+export const Transfer_prefix: usize = offsetof<L.Transfer>('prefix');
+export const Transfer_slots: usize = offsetof<L.Transfer>('slots');
+export const Transfer_messages: usize = offsetof<L.Transfer>('messages');
+export const Transfer_vectors: usize = offsetof<L.Transfer>('vectors');
+export const Transfer_vectorCount: usize = offsetof<L.Transfer>('vectorCount');
+export const Transfer_ids: usize = offsetof<L.Transfer>('ids');
+export const Transfer_perMessage: usize = offsetof<L.Transfer>('perMessage');
+export const Transfer_overflow: usize = offsetof<L.Transfer>('overflow');
+export const Transfer_control: usize = offsetof<L.Transfer>('control');
+export const Transfer_count: usize = offsetof<L.Transfer>('count');
+export const Transfer_next: usize = offsetof<L.Transfer>('next');
+export const Transfer_vni: usize = offsetof<L.Transfer>('vni');
+export const Transfer_dropped: usize = offsetof<L.Transfer>('dropped');

@@ -440,6 +440,36 @@ export class Shadow {
   pad: u32;
 }
 
+/** One direction between a driver's ring and a descriptor of the kernel (transfer.ts). */
+@unmanaged
+export class Transfer {
+  /** The `DriverRing`. */
+  ring: usize;
+  /** Bytes that the kernel has before each frame: 12 or 10 of virtio-net header, 8 of VXLAN's, or none. */
+  prefix: u32;
+  /** Most messages at a time, and what recvmmsg(2) and sendmmsg(2) take: `struct mmsghdr[slots]`. */
+  slots: u32;
+  messages: usize;
+  /** `struct iovec[vectorCount]`. */
+  vectors: usize;
+  vectorCount: u32;
+  /** From the kernel: the number of each buffer that a message may fill, u32, and of `MOST_VECTORS` more. */
+  ids: usize;
+  /** From the kernel: buffers of the ring that a message may fill. */
+  perMessage: u32;
+  /** From the kernel: where the rest of a message lies that doesn't fit, `OVERFLOW` bytes each; 0: nowhere. */
+  overflow: usize;
+  /** From the kernel: room for control messages, `CONTROL` bytes each; 0: none is asked for. */
+  control: usize;
+  /** To the kernel: messages that were collected, and the first of them that isn't sent. */
+  count: u32;
+  next: u32;
+  /** VXLAN's network identifier as it stands in the header's last four bytes. */
+  vni: u32;
+  /** Messages that were no frame, or found no buffers. */
+  dropped: u64;
+}
+
 /** Strides are whole cache lines, so that two workers never write to one line. */
 export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
 export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
@@ -448,6 +478,7 @@ export const REGION_STRIDE: usize = offsetof<Region>();
 export const WINDOW_STRIDE: usize = 16;
 export const DRIVER_RING_STRIDE: usize = (offsetof<DriverRing>() + 63) & ~63;
 export const SHADOW_STRIDE: usize = 16;
+export const TRANSFER_STRIDE: usize = (offsetof<Transfer>() + 63) & ~63;
 
 @inline export function header(): Header { return changetype<Header>(HEADER); }
 @inline export function portAt(index: u32): Port { return changetype<Port>(PORTS + <usize>index * PORT_STRIDE); }

@@ -65,6 +65,27 @@ export function lendChain(ring: DriverRing, head: u32, count: u32, indirect: boo
   lend(ring, head, count);
 }
 
+/**
+ * Makes `bytes` bytes available that lie in the buffers whose numbers (u32) are listed at `ids`, from `offset` of the
+ * first one on: each is full but the last.
+ */
+export function lendVectors(ring: DriverRing, ids: usize, count: u32, offset: u32, bytes: u32): void {
+  const room = ring.bufferLength;
+  const head = load<u32>(ids);
+  for (let i: u32 = 0; i < count; i++) {
+    const id = load<u32>(ids + ((<usize>i) << 2));
+    const last = i + 1 == count;
+    const next = last ? 0 : load<u32>(ids + ((<usize>i) << 2), 4);
+    const skip: u32 = i == 0 ? offset : 0;
+    const part = min(room - skip, bytes);
+    const at = ring.bias + <u64>(bufferOf(ring, id) + skip);
+    writeDescriptor(ring.desc + ((<usize>id) << 4), at, part, last ? 0 : NEXT, next);
+    shadowOf(ring, id).next = next;
+    bytes -= part;
+  }
+  lend(ring, head, count);
+}
+
 /** 2.7.13.4, 2.7.10.1. */
 export function publish(ring: DriverRing): bool {
   const old = ring.published;

@@ -1,5 +1,6 @@
 /** The contract between the switch and a kind of port. */
 import type { Arena, Structures } from '../arena/index.ts';
+import type { IoThreads } from '../io/index.ts';
 import type { PortDetail, PortSpec, PortStatus } from '../switch/types.ts';
 import type { Poller } from '../sys/index.ts';
 import type { Workers } from '../workers/workers.ts';
@@ -17,6 +18,7 @@ export interface PortContext {
   arena: Arena;
   structures: Structures;
   workers: Workers;
+  io: IoThreads;
   poller: Poller;
   /** Index of the port in the data plane. */
   slot: number;

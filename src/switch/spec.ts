@@ -8,9 +8,10 @@
  */
 import { z } from 'zod';
 import { choiceFaults, featureWords } from '../ports/features.ts';
+import { MAX_INTERFACE_NAME } from '../sys/index.ts';
 import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { SwitchError } from './errors.ts';
-import type { PortSpec, SwitchOptions } from './types.ts';
+import type { PortSpec, PortType, SwitchOptions } from './types.ts';
 
 /** One fault of a configuration. */
 export interface Problem {
@@ -96,11 +97,39 @@ const stationAddress = (() => {
     .refine(ofOne, told);
 })();
 
+/** The kernel's rule for names of interfaces (dev_valid_name), but for characters that nobody means. */
+const interfaceName = (() => {
+  const told = expected(
+    `the name of a network interface, 1 to ${MAX_INTERFACE_NAME} letters, digits, "_", "." or "-", such as "vireo0"`,
+  );
+  return z.string(told).regex(/^(?!\.{1,2}$)[A-Za-z0-9_.-]{1,15}$/, told);
+})();
+
+const nothing = z.literal('', expected('nothing behind the colon, such as "sink=null:"'));
+
+interface Kind {
+  /** What a port's target is. */
+  target: z.ZodType;
+  /** The options that it may have beside name, type, target and maxAddresses. */
+  options: readonly (keyof PortSpec)[];
+  /** Several ports may have the same target. */
+  shared?: true;
+}
+
+const KINDS: Record<PortType, Kind> = {
+  'vhost-user': { target: socketPath, options: ['role', 'features', 'queues', 'mac', 'mtu', 'speed'] },
+  vduse: { target: deviceName, options: ['features', 'queues', 'mac', 'mtu', 'speed'] },
+  tap: { target: interfaceName, options: ['queues'] },
+  null: { target: nothing, options: [], shared: true },
+};
+const TYPES = Object.keys(KINDS) as PortType[];
+const COMMON: readonly string[] = ['name', 'type', 'target', 'maxAddresses'];
+
 const portObject = z.strictObject(
   {
     name: name("a port's", 'vm1'),
-    type: z.enum(['vhost-user', 'vduse'], expected('"vhost-user" or "vduse"')),
-    // What it has to be the type says: checkTarget.
+    type: z.enum(TYPES, expected(`one of ${TYPES.join(', ')}`)),
+    // What it has to be the type says: checkType.
     target: z.any().optional(),
     role: z.enum(['server', 'client'], expected('"server" or "client"')).optional(),
     maxAddresses: wholeNumber(1, MAX_ADDRESSES).optional(),
@@ -115,16 +144,23 @@ const portObject = z.strictObject(
 
 const portKeys = Object.keys(portObject.shape);
 
-/** What depends on a port's type: its target, and what only sockets can have. */
+/** What depends on a port's type: its target, and its options. */
 function checkType(port: unknown, context: z.RefinementCtx): void {
   if (typeof port !== 'object' || port === null || Array.isArray(port)) return;
-  const { type, target, role, queues, features } = port as Record<string, unknown>;
+  const { type, target, queues, features } = port as Record<string, unknown>;
   const add = (field: string, message: string) =>
     context.addIssue({ code: 'custom', path: [field], message });
-  const faults = (type === 'vduse' ? deviceName : socketPath).safeParse(target).error?.issues ?? [];
+  const isKnown = TYPES.some((known) => known === type);
+  const kind = KINDS[isKnown ? (type as PortType) : 'vhost-user'];
+  const faults = kind.target.safeParse(target).error?.issues ?? [];
   for (const { message } of faults.slice(0, 1)) add('target', message);
+  if (!isKnown) return;
+  for (const [key, value] of Object.entries(port)) {
+    if (COMMON.includes(key) || kind.options.some((option) => option === key) || !portKeys.includes(key))
+      continue;
+    add(key, `expected none for a port of type ${type}, found ${show(value)}`);
+  }
   if (type !== 'vduse') return;
-  if (role !== undefined) add('role', `expected none for a vduse port, found ${show(role)}`);
   if (typeof queues === 'number' && queues > 1)
     add('queues', `expected 1: the kernel's VDUSE gives a network device no control queue, found ${queues}`);
   for (const word of typeof features === 'string' ? features.toLowerCase().split(',') : []) {
@@ -147,14 +183,19 @@ export const portSpecSchema = z.preprocess(
   portObject.superRefine(checkType, { when: () => true }),
 );
 
-/** Ports must differ in name and in socket. */
+/** May another port have the same target? */
+export function isShared({ type }: Pick<PortSpec, 'type'>): boolean {
+  return KINDS[type]?.shared === true;
+}
+
+/** Ports must differ in name and, but for some kinds, in their target. */
 function checkDistinct(ports: unknown, context: z.RefinementCtx): void {
   if (!Array.isArray(ports)) return;
   for (const field of ['name', 'target'] as const) {
     const seen = new Map<string, number>();
     ports.forEach((port, index) => {
       const value: unknown = port?.[field];
-      if (typeof value !== 'string') return;
+      if (typeof value !== 'string' || (field === 'target' && isShared(port))) return;
       const first = seen.get(value);
       if (first === undefined) seen.set(value, index);
       else {

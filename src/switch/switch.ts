@@ -7,14 +7,18 @@ import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { Arena, Structures } from '../arena/index.ts';
+import { IoThreads } from '../io/index.ts';
+import { KernelPort } from '../ports/kernel-port.ts';
+import { NullEnd } from '../ports/null.ts';
 import type { Port, PortContext } from '../ports/port.ts';
+import { TapEnd } from '../ports/tap.ts';
 import { VdusePort } from '../ports/vduse.ts';
 import { VhostUserPort } from '../ports/vhost-user.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
 import { Workers } from '../workers/workers.ts';
 import { difference } from './apply.ts';
 import { SwitchError } from './errors.ts';
-import { checkPortSpec, checkSwitchOptions } from './spec.ts';
+import { checkPortSpec, checkSwitchOptions, isShared } from './spec.ts';
 import type {
   Applied,
   FdbEntry,
@@ -63,6 +67,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #arena = new Arena();
   readonly #structures = new Structures(this.#arena);
   readonly #workers: Workers;
+  readonly #io: IoThreads;
   readonly #poller: PollerLease = sharedPoller();
   readonly #ports = new Map<string, { port: Port; slot: number }>();
   /** Names that are being added or removed. */
@@ -83,18 +88,19 @@ export class Switch extends EventEmitter<SwitchEvents> {
     header.set64('fdbSeed', randomBytes(8).readBigUInt64LE());
     header.set('fdbLimit', MAX_ADDRESSES);
     header.set('ageing', options.ageing ?? AGEING);
+    const count = options.workers ?? options.cpus?.length ?? 1;
+    // The packets of every guest pass through the workers: a switch without one must not pretend to run. Where
+    // nobody listens this ends the process, as every 'error' event does.
+    const onFailure = (error: Error) => void this.emit('error', error);
+    this.#io = new IoThreads(this.#arena, count, onFailure);
     this.#workers = new Workers(this.#arena, this.#structures, {
-      count: options.workers ?? options.cpus?.length ?? 1,
+      count,
       cpus: options.cpus ?? [],
       busy: options.poll === 'busy',
       onBroken: () => {
         for (const { port } of this.#ports.values()) port.reportBroken();
       },
-      onFailure: (error) => {
-        // The packets of every guest pass through the workers: a switch without one must not pretend to run. Where
-        // nobody listens this ends the process, as every 'error' event does.
-        this.emit('error', error);
-      },
+      onFailure,
     });
   }
 
@@ -127,7 +133,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       );
     }
     const rival = [...this.#ports.values()].find(({ port }) => port.spec.target === spec.target)?.port;
-    if (rival) {
+    if (rival && !isShared(spec)) {
       throw new SwitchError('BAD_SPEC', `port ${rival.spec.name} has ${spec.target} already`, 'target');
     }
     const slot = this.#freeSlot();
@@ -140,6 +146,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         arena: this.#arena,
         structures: this.#structures,
         workers: this.#workers,
+        io: this.#io,
         poller: this.#poller.poller,
         slot,
         socketFd,
@@ -335,6 +342,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     if (this.#clock) clearInterval(this.#clock);
     await Promise.all([...this.#ports.values()].map(({ port }) => port.close()));
     this.#ports.clear();
+    await this.#io.close();
     await this.#workers.close();
     await this.#poller.release();
   }
@@ -345,7 +353,16 @@ export class Switch extends EventEmitter<SwitchEvents> {
 }
 
 function openPort(spec: PortSpec, context: PortContext): Port {
-  return spec.type === 'vduse' ? new VdusePort(spec, context) : new VhostUserPort(spec, context);
+  switch (spec.type) {
+    case 'vhost-user':
+      return new VhostUserPort(spec, context);
+    case 'vduse':
+      return new VdusePort(spec, context);
+    case 'tap':
+      return new KernelPort(spec, context, new TapEnd(spec, context.poller));
+    case 'null':
+      return new KernelPort(spec, context, new NullEnd());
+  }
 }
 
 /** The address in a forwarding entry: low 48 bits, first byte lowest. */

@@ -10,13 +10,18 @@ export type PollMode = 'adaptive' | 'busy';
 /** Who owns the socket: `server` listens on it, `client` dials it and dials again when it is gone. */
 export type Role = 'server' | 'client';
 
+/**
+ * What a port leads to. `vhost-user`: a virtual machine; `vduse`: a vDPA device of the kernel; `tap`: an interface of
+ * the host's kernel that is made for it; `null`: nobody. docs/ports.md has a section on each.
+ */
+export type PortType = 'vhost-user' | 'vduse' | 'tap' | 'null';
+
 /** A port as configured. */
 export interface PortSpec {
   /** 1 to 63 characters of `A-Z a-z 0-9 _ . -`, the first a letter or digit; unique in the switch. */
   name: string;
-  /** `vhost-user`: a socket for a virtual machine; `vduse`: a vDPA device of the kernel. */
-  type: 'vhost-user' | 'vduse';
-  /** Path of the unix socket, at most 107 bytes; of the vDPA device its name. */
+  type: PortType;
+  /** Path of a unix socket, at most 107 bytes; name of a vDPA device or of an interface; of `null` empty. */
   target: string;
   /** Of the socket; default `server`. */
   role?: Role;
@@ -24,7 +29,7 @@ export interface PortSpec {
   maxAddresses?: number;
   /** Changes to what is offered by default, such as `-packed,-in-order`; the words are in docs/vhost-user.md. */
   features?: string;
-  /** Most queue pairs that the guest may have, 1 to 128; default 128. */
+  /** Most queue pairs that the guest may have, 1 to 128; default 128. Of a TAP: its queues; default 1. */
   queues?: number;
   /** The device's MAC address, for front-ends that ask the back-end for it (crosvm; QEMU has its own `mac=`). */
   mac?: string;
@@ -64,15 +69,17 @@ export interface Counters {
 
 /**
  * `listening`, `dialing`: no front-end yet, and no driver of a vDPA device. `connected`: a front-end negotiates. `up`: both rings run and are
- * enabled. `broken`: a queue was stopped for what the guest did. `failed`: the socket can't be used.
+ * enabled. `down`: the interface is there, and nobody has set it up. `broken`: a queue was stopped for what the guest
+ * did. `failed`: the socket can't be used, the interface is gone.
  */
-export type PortState = 'listening' | 'dialing' | 'connected' | 'up' | 'broken' | 'failed';
+export type PortState = 'listening' | 'dialing' | 'connected' | 'up' | 'down' | 'broken' | 'failed';
 
 export interface PortStatus extends Counters {
   name: string;
   type: string;
   target: string;
-  role: Role;
+  /** Null where the kind of port has none. */
+  role: Role | null;
   state: PortState;
   /** What the rings negotiated, for the table: e.g. `split 256 mrg in-order`; empty before that. */
   rings: string;

@@ -81,11 +81,42 @@ export const libc = {
     'long',
     ['int', 'void *', 'int', 'int64', 'int'],
   ),
-
   pwritev2: declare<(fd: number, vector: Pointer, count: number, offset: number, flags: number) => number>(
     'pwritev2',
     'long',
     ['int', 'void *', 'int', 'int64', 'int'],
+  ),
+
+  // Memory by its address in the process: what a data plane has lists of.
+  readAt: declare<(fd: number, to: number, length: number) => number>('read', 'long', [
+    'int',
+    'int64',
+    'size_t',
+  ]),
+  writeAt: declare<(fd: number, from: number, length: number) => number>('write', 'long', [
+    'int',
+    'int64',
+    'size_t',
+  ]),
+  readv: declare<(fd: number, vectors: number, count: number) => number>('readv', 'long', [
+    'int',
+    'int64',
+    'int',
+  ]),
+  writev: declare<(fd: number, vectors: number, count: number) => number>('writev', 'long', [
+    'int',
+    'int64',
+    'int',
+  ]),
+  recvmmsg: declare<(fd: number, messages: number, count: number, flags: number, timeout: null) => number>(
+    'recvmmsg',
+    'int',
+    ['int', 'int64', 'uint', 'int', 'void *'],
+  ),
+  sendmmsg: declare<(fd: number, messages: number, count: number, flags: number) => number>(
+    'sendmmsg',
+    'int',
+    ['int', 'int64', 'uint', 'int'],
   ),
 
   epollCreate: declare<(flags: number) => number>('epoll_create1', 'int', ['int']),
@@ -140,6 +171,12 @@ export const libc = {
     'getsockopt',
     'int',
     ['int', 'int', 'int', 'void *', 'void *'],
+  ),
+
+  setsockopt: declare<(fd: number, level: number, name: number, value: Pointer, length: number) => number>(
+    'setsockopt',
+    'int',
+    ['int', 'int', 'int', 'void *', 'uint'],
   ),
 
   gettid: declare<() => number>('gettid', 'int', []),

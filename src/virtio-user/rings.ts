@@ -46,6 +46,12 @@ const HEADER_ROOM = 64;
 export const TO_US = 0;
 export const FROM_US = 1;
 
+/** What rings are made of; options.ts says what each is. */
+export type RingSettings = Pick<
+  Settings,
+  'queueSize' | 'bufferLength' | 'segmentLength' | 'headerAlone' | 'queues' | 'control'
+>;
+
 export type Ring = Struct<(typeof RING_FIELDS)[number]>;
 
 export class Rings {
@@ -65,7 +71,7 @@ export class Rings {
   readonly #tables: Range;
 
   /** Takes the memory; prepare() makes rings of it. Throws an Error where there is no room; nothing is left behind then. */
-  constructor(arena: Arena, agreed: bigint, settings: Settings) {
+  constructor(arena: Arena, agreed: bigint, settings: RingSettings) {
     const { queueSize: size, bufferLength } = settings;
     this.#arena = arena;
     this.#packed = (agreed & features.VIRTIO_F_RING_PACKED) !== 0n;
@@ -73,7 +79,8 @@ export class Rings {
     const ringLength = roundUp(at.length, 4096);
     this.#ringLength = ringLength;
     const buffersLength = roundUp(size * bufferLength, 4096);
-    const queueLength = ringLength + buffersLength + size * TABLE_ENTRIES * 16;
+    const tableEntries = agreed & features.VIRTIO_F_INDIRECT_DESC ? TABLE_ENTRIES : 0;
+    const queueLength = ringLength + buffersLength + size * tableEntries * 16;
     const count = 2 * settings.queues;
     const layout = arena.dataplane.layout;
     const stride = layout.DRIVER_RING_STRIDE!;
@@ -117,7 +124,7 @@ export class Rings {
       ring.set('headerAlone', settings.headerAlone ? 1 : 0);
       ring.set('shadow', tables.start + count * stride + index * shadowLength);
       ring.set('tables', start + ringLength + buffersLength);
-      ring.set('tableEntries', TABLE_ENTRIES);
+      ring.set('tableEntries', tableEntries);
       return ring;
     });
   }

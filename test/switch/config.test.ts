@@ -106,7 +106,17 @@ test('a faulty line names the field, what was expected and what was found', () =
     ['vm1=vhost-user:/a,role=client,role=server', undefined, /expected role once/],
     ['vm1=vhost-user:/a,name=vm2', undefined, /expected name once/],
     ['vm1=vhost-user:/a,role=sever', 'role', /^role: expected "server" or "client", found "sever"$/],
-    ['vm1=tap:/a', 'type', /^type: expected "vhost-user" or "vduse", found "tap"$/],
+    ['vm1=tun:/a', 'type', /^type: expected one of vhost-user, vduse, tap, .*, found "tun"$/],
+    [
+      'vm1=tap:',
+      'target',
+      /^target: expected the name of a network interface, 1 to 15 letters, .* found ""$/,
+    ],
+    ['vm1=tap:a/b', 'target', /^target: expected the name of a network interface/],
+    ['vm1=tap:abcdefghijklmnop', 'target', /^target: expected the name of a network interface/],
+    ['vm1=tap:vireo0,role=client', 'role', /^role: expected none for a port of type tap, found "client"$/],
+    ['vm1=null:x', 'target', /^target: expected nothing behind the colon, .* found "x"$/],
+    ['vm1=null:,queues=2', 'queues', /^queues: expected none for a port of type null, found 2$/],
     ['=vhost-user:/a', 'name', /^name: expected a port's name of 1 to 63 .* found ""$/],
     ['-x=vhost-user:/a', 'name', /^name: /],
     [`${'n'.repeat(64)}=vhost-user:/a`, 'name', /^name: /],
@@ -215,7 +225,7 @@ ports:
     type: vhost-user
     role: sever
   - vm2=vhost-user:/tmp/b.sock
-  - { name: vm1, type: tap, target: /tmp/b.sock, max-addresses: 3 }
+  - { name: vm1, type: tun, target: /tmp/b.sock, max-addresses: 3 }
 `),
     [
       'vireo.yaml:2:1: worker: unknown key, did you mean workers?',
@@ -224,7 +234,7 @@ ports:
         'such as "/tmp/vm1.sock", found nothing',
       'vireo.yaml:7:11: ports[0].role: expected "server" or "client", found "sever"',
       'vireo.yaml:9:13: ports[2].name: expected a name of its own, found "vm1", which ports[0] has',
-      'vireo.yaml:9:24: ports[2].type: expected "vhost-user" or "vduse", found "tap"',
+      'vireo.yaml:9:24: ports[2].type: expected one of vhost-user, vduse, tap, null, found "tun"',
       'vireo.yaml:9:37: ports[2].target: expected a target of its own, found "/tmp/b.sock", which ports[1] has',
       'vireo.yaml:9:50: ports[2].max-addresses: unknown key, did you mean maxAddresses?',
     ],
@@ -242,8 +252,8 @@ test('faults of the text have their place too', () => {
 });
 
 test('a fault behind an alias is told at its anchor', () => {
-  const text = 'ports:\n  - &port { name: a, type: tap, target: /tmp/a }\n  - *port\n';
-  assert.match(faults(text).join('\n'), /^vireo.yaml:2:28: ports\[1\].type: expected "vhost-user"/m);
+  const text = 'ports:\n  - &port { name: a, type: tun, target: /tmp/a }\n  - *port\n';
+  assert.match(faults(text).join('\n'), /^vireo.yaml:2:28: ports\[1\].type: expected one of/m);
 });
 
 test('texts made to exhaust the parser end with an error', () => {

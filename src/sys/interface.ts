@@ -1,0 +1,103 @@
+/** Network interfaces of this process's network namespace: their flags, numbers, and word of changes (netdevice(7)). */
+import { check, isSystemError } from './errors.ts';
+import { closeFd } from './fd.ts';
+import { ioctl } from './ioctl.ts';
+import { libc, pinned } from './libc.ts';
+import type { Poller } from './poller.ts';
+
+const AF_INET = 2;
+const AF_NETLINK = 16;
+const SOCK_DGRAM = 2;
+const SOCK_RAW = 3;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+const NETLINK_ROUTE = 0;
+const RTMGRP_LINK = 1;
+const SIOCGIFFLAGS = 0x8913;
+const SIOCSIFFLAGS = 0x8914;
+const SIOCGIFINDEX = 0x8933;
+const SIOCGIFMTU = 0x8921;
+const IFF_UP = 1;
+
+/** Bytes of an interface's name without the final zero. */
+export const MAX_INTERFACE_NAME = 15;
+/** struct ifreq; what is asked for stands behind the name. */
+const IFREQ = 40;
+const VALUE = 16;
+
+/** A struct ifreq with this name. */
+export function interfaceRequest(name: string): Buffer {
+  const request = pinned(IFREQ);
+  request.write(name, 0, MAX_INTERFACE_NAME);
+  return request;
+}
+
+function ask(request: number, argument: Buffer): void {
+  const fd = check(libc.socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket', 'AF_INET');
+  try {
+    ioctl(fd, request, argument);
+  } finally {
+    closeFd(fd);
+  }
+}
+
+/** The value that the kernel puts into a struct ifreq; undefined: there is no such interface. */
+function query(name: string, request: number): Buffer | undefined {
+  const argument = interfaceRequest(name);
+  try {
+    ask(request, argument);
+    return argument.subarray(VALUE);
+  } catch (error) {
+    if (isSystemError(error, 'ENODEV', 'ENXIO')) return undefined;
+    throw error;
+  }
+}
+
+/** The number of an interface; undefined: there is none of this name. */
+export const interfaceIndex = (name: string): number | undefined => query(name, SIOCGIFINDEX)?.readInt32LE(0);
+
+/** Bytes of payload in a frame; undefined: there is no such interface. */
+export const interfaceMtu = (name: string): number | undefined => query(name, SIOCGIFMTU)?.readInt32LE(0);
+
+/** Has somebody set it up (`ip link set NAME up`)? Undefined: there is no such interface. */
+export function isInterfaceUp(name: string): boolean | undefined {
+  const flags = query(name, SIOCGIFFLAGS)?.readUInt16LE(0);
+  return flags === undefined ? undefined : (flags & IFF_UP) !== 0;
+}
+
+/** Sets an interface up. Throws a SystemError (ENODEV, EPERM without CAP_NET_ADMIN). */
+export function setInterfaceUp(name: string): void {
+  const argument = interfaceRequest(name);
+  ask(SIOCGIFFLAGS, argument);
+  argument.writeUInt16LE(argument.readUInt16LE(VALUE) | IFF_UP, VALUE);
+  ask(SIOCSIFFLAGS, argument);
+}
+
+/**
+ * Calls `changed` whenever some interface comes, goes, or changes its state (rtnetlink(7)); ask what it is now.
+ * Returns what ends it. Throws a SystemError.
+ */
+export function watchInterfaces(poller: Poller, changed: () => void): () => void {
+  const type = SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC;
+  const fd = check(libc.socket(AF_NETLINK, type, NETLINK_ROUTE), 'socket', 'AF_NETLINK');
+  const message = pinned(16 * 1024);
+  try {
+    // struct sockaddr_nl.
+    const address = pinned(12);
+    address.writeUInt16LE(AF_NETLINK, 0);
+    address.writeUInt32LE(RTMGRP_LINK, 8);
+    check(libc.bind(fd, address, address.length), 'bind', 'AF_NETLINK');
+    poller.add(fd, 1, () => {
+      // Whether some were lost (ENOBUFS) or read: what they say is looked up anyway.
+      for (let i = 0; i < 64 && libc.read(fd, message, message.length) > 0; i++);
+      changed();
+    });
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+  return () => {
+    poller.remove(fd);
+    closeFd(fd);
+  };
+}

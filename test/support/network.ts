@@ -1,0 +1,77 @@
+/**
+ * Network namespaces for tests: one that the test program itself moves to, so that the host's interfaces are neither
+ * seen nor touched, and others beside it.
+ */
+import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import koffi from 'koffi';
+import { Child } from '../peers/process.ts';
+
+const CLONE_NEWNET = 0x40000000;
+const unshare = koffi.load(null).func('unshare', 'int', ['int']) as (flags: number) => number;
+
+let moved: string | undefined;
+
+/**
+ * Moves this thread, and the threads and processes that it makes from now on, to a network namespace of its own, that
+ * ends with them; later calls change nothing. Returns false, or in one sentence why it can't, for node:test's `skip`.
+ */
+export function ownNetwork(): string | false {
+  moved ??= move();
+  return moved === '' ? false : moved;
+}
+
+function move(): string {
+  if (!existsSync('/dev/net/tun')) return 'there is no /dev/net/tun: run "modprobe tun" as root';
+  if (process.getuid?.() !== 0 || unshare(CLONE_NEWNET) !== 0)
+    return 'network namespaces take root: run the tests as root';
+  ip('link set lo up');
+  return '';
+}
+
+/** Runs `ip` with these words; returns what it prints. */
+export function ip(words: string): string {
+  return execFileSync('ip', words.split(' '), { stdio: ['ignore', 'pipe', 'pipe'] }).toString();
+}
+
+/** Another namespace, there as long as its process. */
+export class Namespace {
+  readonly #holder: Child;
+
+  private constructor(holder: Child) {
+    this.#holder = holder;
+  }
+
+  static async open(): Promise<Namespace> {
+    const holder = new Child('unshare', ['--net', '--', 'sh', '-c', 'echo here; exec sleep 1000000']);
+    await holder.waitFor('the namespace', 20_000, () => holder.output.includes('here') || undefined);
+    const namespace = new Namespace(holder);
+    namespace.ip('link set lo up');
+    return namespace;
+  }
+
+  /** What `ip link set X netns` takes. */
+  get id(): number {
+    return this.#holder.pid;
+  }
+
+  /** The words that run a program there. */
+  get enter(): string[] {
+    return ['nsenter', '-t', String(this.id), '-n', '--'];
+  }
+
+  ip(words: string): string {
+    const [program, ...rest] = [...this.enter, 'ip', ...words.split(' ')];
+    return execFileSync(program!, rest, { stdio: ['ignore', 'pipe', 'pipe'] }).toString();
+  }
+
+  /** Starts a program there. */
+  start(program: string, ...words: string[]): Child {
+    const [enter, ...rest] = this.enter;
+    return new Child(enter!, [...rest, program, ...words]);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#holder.end('SIGKILL');
+  }
+}
