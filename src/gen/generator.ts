@@ -30,9 +30,9 @@ const RING = 1024;
 const RUN_UP = 20e6;
 /** Milliseconds between two looks at the counters. */
 const LOOK = 10;
-/** What is on its way at the end has come when so many milliseconds nothing came; it is waited for so long at most. */
-const QUIET = 100;
-const LONGEST_WAIT = 2000;
+/** What is missing at the end is waited for until nothing came for so many milliseconds, and so long at most. */
+const QUIET = 1000;
+const LONGEST_WAIT = 10_000;
 /** The data plane reads 16 bytes at a time. */
 const BEHIND = 64;
 
@@ -343,6 +343,7 @@ export class Generator {
         if (senders.length === 0 || receivers.length === 0) return { ended };
         quiet = { since: now, count: received(), from: now };
       } else {
+        if (collect(layout).lost === 0) return { ended };
         const count = received();
         if (count !== quiet.count) quiet = { ...quiet, since: now, count };
         else if (now - quiet.since >= QUIET * 1e6) return { ended };
