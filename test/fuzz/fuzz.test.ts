@@ -10,6 +10,7 @@ const RUNS: Record<string, [executions: number, hit: number]> = {
   'split-driver': [3000, 120],
   'packed-driver': [3000, 130],
   frames: [1000, 550],
+  control: [1000, 100],
   messages: [200, 0],
 };
 

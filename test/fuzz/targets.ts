@@ -5,6 +5,7 @@
 import { randomPackedCase, randomSplitCase } from '../dataplane/random-rings.ts';
 import { INDIRECT, MERGEABLE, PACKED, type Plane } from '../support/plane.ts';
 import type { Random } from '../support/random.ts';
+import { commands } from './control.ts';
 import { lyingDevices } from './driver.ts';
 import { frames } from './frames.ts';
 import { messages } from './messages.ts';
@@ -32,5 +33,6 @@ export const TARGETS: Readonly<Record<string, (makePlane: MakePlane) => Target |
   'split-driver': (makePlane) => ({ one: lyingDevices(makePlane, 0) }),
   'packed-driver': (makePlane) => ({ one: lyingDevices(makePlane, PACKED) }),
   frames: (makePlane) => ({ one: frames(makePlane) }),
+  control: (makePlane) => ({ one: commands(makePlane) }),
   messages: () => messages(),
 };
