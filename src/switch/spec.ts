@@ -166,6 +166,8 @@ function checkType(port: unknown, context: z.RefinementCtx): void {
   for (const word of typeof features === 'string' ? features.toLowerCase().split(',') : []) {
     if (/^-(version[-_]1|iommu)$/.test(word))
       add('features', `expected no ${word}: the kernel takes no VDUSE device without`);
+    if (/^\+(ctrl[-_]vq|mq)$/.test(word))
+      add('features', `expected no ${word}: the kernel takes no VDUSE network device with a control queue`);
   }
 }
 
