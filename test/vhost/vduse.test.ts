@@ -166,7 +166,7 @@ test('a port is written vduse:NAME, and may not want what the kernel refuses', (
     ['k1=vduse:/dev/vduse/x', /target: expected the name of a vDPA device/],
     ['k1=vduse:control', /not "control"/],
     ['k1=vduse:vdpa0,queues=2', /queues: expected 1: .*no control queue, found 2/],
-    ['k1=vduse:vdpa0,role=client', /role: expected none for a vduse port, found "client"/],
+    ['k1=vduse:vdpa0,role=client', /role: expected none for a port of type vduse, found "client"/],
     ['k1=vduse:vdpa0,features=-version-1', /features: expected no -version-1/],
     ['k1=vduse:vdpa0,features=+ctrl-vq', /features: expected no \+ctrl-vq: .*with a control queue/],
     ['k1=vduse:vdpa0,features=-packed,-iommu', /features: expected no -iommu/],
