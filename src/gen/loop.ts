@@ -15,7 +15,7 @@ export interface LoopSetup {
   cpu: number | null;
 }
 
-/** A run: where its Generator is, and of each task the eventfds that wake the back-end; -1: none. */
+/** A run, or null to end the thread: where its Generator is, and of each task the eventfds that wake the back-end; -1: none. */
 export interface LoopRun {
   generator: number;
   tasks: { at: number; kickReceive: number; kickSend: number }[];
@@ -28,12 +28,17 @@ const { functions, layout } = instantiateDataplane(setup.module, setup.memory);
 const u32 = new Uint32Array(setup.memory.buffer);
 const { kickReceive, kickSend } = fields(layout, 'Task', ['kickReceive', 'kickSend']);
 const stop = constant(layout, 'Generator_stop');
-const notifier = new Notifier();
-
 functions.start(setup.index);
 if (setup.cpu !== null) setAffinity([setup.cpu]);
+const notifier = new Notifier();
 
-parentPort!.on('message', ({ generator, tasks }: LoopRun) => {
+parentPort!.on('message', (run: LoopRun | null) => {
+  if (run === null) {
+    notifier.close();
+    parentPort!.close();
+    return;
+  }
+  const { generator, tasks } = run;
   while (Atomics.load(u32, (generator + stop) >>> 2) === 0) {
     if (functions.generate(generator) === 0) continue;
     for (const task of tasks) {

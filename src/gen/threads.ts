@@ -6,9 +6,11 @@ import type { LoopMessage, LoopRun, LoopSetup } from './loop.ts';
 
 export class Threads {
   readonly #threads: Worker[];
+  readonly #ended: Promise<unknown>[];
 
   private constructor(threads: Worker[]) {
     this.#threads = threads;
+    this.#ended = threads.map((thread) => new Promise((resolve) => thread.on('exit', resolve)));
   }
 
   /** A thread for each entry: the CPU that it is pinned to, or null. Rejects where there is no such CPU. */
@@ -47,6 +49,7 @@ export class Threads {
 
   /** Ends the threads, which must be out of their runs. */
   async close(): Promise<void> {
-    await Promise.all(this.#threads.map((thread) => thread.terminate()));
+    for (const thread of this.#threads) thread.postMessage(null);
+    await Promise.all(this.#ended);
   }
 }

@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Generator } from '../../src/gen/index.ts';
 import {
   acceptUnix,
   closeFd,
@@ -100,12 +101,16 @@ async function serve(
 }
 
 /** Opens a device on a back-end that lies, and hands it to `use`; counts what is left afterwards. */
-async function against(
+function against(
   lie: Lie,
   options: Partial<VirtioUserOptions>,
   use: (open: Promise<VirtioUser>, memory: () => number) => Promise<void>,
 ): Promise<void> {
-  // biome-ignore format: one line
+  return beside(lie, (memory) => use(VirtioUser.open({ path, timeout: 300, ...options }), memory));
+}
+
+/** A back-end that lies, for whoever connects to it; counts what is left afterwards. */
+async function beside(lie: Lie, use: (memory: () => number) => Promise<void>): Promise<void> {
   const before = count();
   const listenFd = listenUnix(path);
   let memory = -1;
@@ -113,7 +118,7 @@ async function against(
     memory = fd;
   });
   try {
-    await use(VirtioUser.open({ path, timeout: 300, ...options }), () => memory);
+    await use(() => memory);
   } finally {
     await serving;
     closeFd(listenFd);
@@ -355,4 +360,48 @@ test('whatever a back-end does, the memory of its device is there for the next: 
       await assert.rejects(open, (error: Error) => error.message.includes(says));
     });
   }
+});
+
+describe('a back-end of the generator', () => {
+  const lies: [string, RegExp, (end: RawEnd, memory: number) => void][] = [
+    ['leaves during a run', /the back-end is gone: the back-end closed the connection/, (end) => end.close()],
+    ['lies during a run', /device\.sock: the back-end moved used\.idx by 2000, more than it was given/, (_, memory) => {
+      // The ring to receive on is the first; the generator's have 1024 descriptors.
+      const used = Math.ceil((16 * 1024 + 6 + 2 * 1024) / 64) * 64;
+      writeSync(memory, Buffer.from([0xd0, 0x07]), 0, 2, used + 2);
+    }],
+  ]; // biome-ignore format: a table
+  for (const [name, fault, act] of lies) {
+    test(`${name}: the run ends with the reason and what was sent so far`, async () => {
+      let end: RawEnd | undefined;
+      const lie: Lie = (each, { request }) => {
+        end = each;
+        return request === 0;
+      };
+      // The arena and this program's module are there for good.
+      await beside(lie, async (memory) => {
+        await using generator = await Generator.open({ ports: [{ path, timeout: 300 }] });
+        const result = await generator.run(
+          { mode: 'latency' },
+          { interval: 10, onProgress: ({ sent }) => void (sent > 0 && act(end!, memory())) },
+        );
+        assert.equal(result.ended, 'fault');
+        assert.match(result.fault!, fault);
+        // Nobody takes from the ring, so that it is full.
+        assert.equal(result.sent, 1024);
+      });
+    });
+  }
+
+  test('says nothing when asked: the port is named', async () => {
+    await beside(
+      (_, { request }) => request === R.GET_FEATURES,
+      async () => {
+        await assert.rejects(
+          Generator.open({ ports: [{ path, timeout: 300 }] }),
+          /device\.sock: .*no answer from the back-end within 0\.3 s/,
+        );
+      },
+    );
+  });
 });
