@@ -1,29 +1,35 @@
-/** Memory of a run in the arena: one piece of it, laid out from its start, freed at once. */
+/** Memory of a run in the arena: taken piece by piece, freed at once. */
 import { type Arena, Pool } from '../arena/index.ts';
 
-export class RunMemory {
-  readonly #pool: Pool;
-  #next: number;
+/** Bytes that are mapped at a time, where a piece isn't larger. */
+const CHUNK = 4 * 1024 * 1024;
+const LINE = 64;
 
-  /** Throws an ArenaFullError. */
-  constructor(arena: Arena, length: number) {
-    this.#pool = new Pool(arena, 'vireo-gen', length);
-    this.#next = this.#pool.range.start;
+export class RunMemory {
+  readonly #arena: Arena;
+  readonly #pools: Pool[] = [];
+  #next = 0;
+  #end = 0;
+
+  constructor(arena: Arena) {
+    this.#arena = arena;
   }
 
-  /** Takes zeroed room that begins at a cache line. */
+  /** Takes zeroed room that begins at a cache line, with a line behind it that may be read. Throws an ArenaFullError. */
   take(length: number): number {
+    const padded = Math.ceil(length / LINE) * LINE;
+    if (this.#next + padded + LINE > this.#end) {
+      const pool = new Pool(this.#arena, 'vireo-gen', Math.max(CHUNK, padded + LINE));
+      this.#pools.push(pool);
+      this.#next = pool.range.start;
+      this.#end = pool.range.start + pool.length;
+    }
     const at = this.#next;
-    this.#next += padded(length);
-    if (this.#next > this.#pool.range.start + this.#pool.length)
-      throw new Error('the memory of the run is too small');
+    this.#next += padded;
     return at;
   }
 
   close(): void {
-    this.#pool.close();
+    for (const pool of this.#pools) pool.close();
   }
 }
-
-/** Bytes that a piece takes. */
-export const padded = (length: number): number => Math.ceil(length / 64) * 64;

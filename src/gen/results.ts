@@ -1,7 +1,8 @@
 /** What the counters of a run say: while it lasts, and at its end. */
 import { constant, fields, Struct } from '../arena/index.ts';
-import type { Layout, RunTask } from './generator.ts';
+
 import { type Counts, latencyOf } from './histogram.ts';
+import type { Layout, RunTask } from './layout.ts';
 import { examines, modeOf, sends } from './settle.ts';
 import type { GenResult, PortResult, Progress, StreamResult } from './types.ts';
 
