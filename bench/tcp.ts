@@ -64,12 +64,19 @@ export interface Result {
   seconds: number;
   /** Gbit/s by case and switch. */
   rates: Record<string, Record<string, Spread>>;
+  /** Bytes of a frame that the receiving guest's kernel got, the mean: more than its MTU, and it came whole. */
+  frames: Record<string, Record<string, Spread>>;
+}
+
+interface Run {
+  rate: number;
+  frame: number;
 }
 
 export async function tcp(turns: number, seconds: number, say: (line: string) => void): Promise<Result> {
   const missing = skipWithout('ovs', 'qemu', 'guestKernel');
   if (missing !== false) throw new Error(missing);
-  const found: Record<string, Record<string, number[]>> = {};
+  const found: Record<string, Record<string, Run[]>> = {};
   for (let turn = 0; turn < turns; turn++) {
     for (const { name, devices, tso } of CASES) {
       const byName = found[name] ?? {};
@@ -78,27 +85,36 @@ export async function tcp(turns: number, seconds: number, say: (line: string) =>
       const order = Object.keys(subjects);
       if (turn % 2 === 1) order.reverse();
       for (const subject of order) {
-        const rate = await measure(await subjects[subject]!(tso), devices, seconds);
-        byName[subject] = [...(byName[subject] ?? []), rate];
-        say(`turn ${turn + 1} of ${turns}: ${name}, ${subject}: ${rate.toFixed(3)} Gbit/s`);
+        const run = await measure(await subjects[subject]!(tso), devices, seconds);
+        byName[subject] = [...(byName[subject] ?? []), run];
+        say(
+          `turn ${turn + 1} of ${turns}: ${name}, ${subject}: ${run.rate.toFixed(3)} Gbit/s in frames of ${run.frame.toFixed(0)} B`,
+        );
       }
     }
   }
-  const rates = Object.fromEntries(
-    Object.entries(found).map(([name, bySubject]) => [
-      name,
-      Object.fromEntries(Object.entries(bySubject).map(([subject, values]) => [subject, spread(values)])),
-    ]),
-  );
-  return { machine: machine(), ovs: version(ovsVswitchd), turns, seconds, rates };
+  const spreads = (value: (run: Run) => number) =>
+    Object.fromEntries(
+      Object.entries(found).map(([name, bySubject]) => [
+        name,
+        Object.fromEntries(
+          Object.entries(bySubject).map(([subject, runs]) => [subject, spread(runs.map(value))]),
+        ),
+      ]),
+    );
+  return {
+    ...{ machine: machine(), ovs: version(ovsVswitchd), turns, seconds },
+    rates: spreads(({ rate }) => rate),
+    frames: spreads(({ frame }) => frame),
+  };
 }
 
-/** Gbit/s of payload from the first guest to the second. Ends the switch. */
+/** Payload from the first guest to the second. Ends the switch. */
 async function measure(
   vswitch: Running,
   devices: readonly [string | undefined, string | undefined],
   seconds: number,
-): Promise<number> {
+): Promise<Run> {
   const guests: LinuxGuest[] = [];
   try {
     for (const [index, name] of ['a', 'b'].entries()) {
@@ -115,10 +131,20 @@ async function measure(
     const [sender, receiver] = guests;
     await receiver!.ok('nuttcp -S');
     await sender!.ok(`ping -c 1 -w 20 ${ADDRESSES[1]}`);
+    const received = async () => {
+      const words = await receiver!.ok('cd /sys/class/net/eth0/statistics && cat rx_packets rx_bytes');
+      const [packets = 0, bytes = 0] = words.trim().split('\n').map(Number);
+      return { packets, bytes };
+    };
+    const before = await received();
     const text = await sender!.ok(`nuttcp -T${seconds} -fparse ${ADDRESSES[1]}`, 120_000);
     const rate = /rate_Mbps=([\d.]+)/.exec(text)?.[1];
     if (rate === undefined) throw new Error(`nuttcp says no rate: ${text.trim()}`);
-    return Number(rate) / 1000;
+    const after = await received();
+    return {
+      rate: Number(rate) / 1000,
+      frame: (after.bytes - before.bytes) / (after.packets - before.packets),
+    };
   } finally {
     for (const guest of guests) await guest.close();
     await vswitch.close();
@@ -126,18 +152,22 @@ async function measure(
 }
 
 /** The table as Markdown. */
-export function renderTcp({ rates, turns }: Result): string {
+export function renderTcp({ rates, frames, turns }: Result): string {
   const names = Object.keys(subjects);
-  const rows = CASES.map(({ name }) => [
-    name,
-    ...names.map((subject) => {
-      const found = rates[name]?.[subject];
-      return found === undefined ? '' : showSpread(found, 3);
-    }),
-  ]);
+  const rows = (figures: Result['rates'], digits: number) =>
+    CASES.map(({ name }) => [
+      name,
+      ...names.map((subject) => {
+        const found = figures[name]?.[subject];
+        return found === undefined ? '' : showSpread(found, digits);
+      }),
+    ]);
+  const header = ['', ...names.map((subject) => TITLES[subject]!)];
   return [
     `Gbit/s of payload, one connection: median (least to most) of ${turns} turns.`,
-    table(['', ...names.map((subject) => TITLES[subject]!)], rows),
+    table(header, rows(rates, 3)),
+    'Bytes of a frame as the receiving guest’s kernel got them, the mean of a turn:',
+    table(header, rows(frames, 0)),
   ].join('\n\n');
 }
 
