@@ -1,7 +1,7 @@
 /**
- * The load: one testpmd is two guests. What it receives on one port it sends on the other with the address of the
- * guest behind the first, so a number of packets circulates through the switch in each direction and the slower of
- * the two ends sets the rate.
+ * The load: one testpmd is one guest with two ports, or several in a ring. What it receives on one port of a guest it
+ * sends on the other, to the address of the next guest's nearest port (of one guest, of its own), so a number of
+ * packets circulates through switch and guests in each direction and the slowest of them sets the rate.
  */
 import { Testpmd, virtioUser } from '../test/peers/dpdk.ts';
 import { assertPath, type RingPath } from '../test/peers/paths.ts';
@@ -16,7 +16,7 @@ export const GUEST_CPU = 1;
 /** Bursts of 32 packets that circulate in each direction. */
 export const BURSTS = 4;
 
-const MACS = ['52:54:00:00:00:01', '52:54:00:00:00:02'] as const;
+const mac = (port: number) => `52:54:00:00:00:${(port + 1).toString(16).padStart(2, '0')}`;
 /** A first burst is lost when its port's peer isn't up yet: starts of the guests until both directions run. */
 const ATTEMPTS = 5;
 /** Seconds before the first measured window. */
@@ -69,6 +69,11 @@ export interface Load {
   dpdk: string;
 }
 
+/** The port of another guest that is wired with this one: 1 with 2, 3 with 4, the last with 0. */
+export function nextPort(port: number, ports: number): number {
+  return (port + (port % 2 === 1 ? 1 : ports - 1)) % ports;
+}
+
 /** Measures loads that all run already, window by window in turn, each while the others are frozen. */
 export async function measure(loads: RunningLoad[], seconds: number): Promise<Load[]> {
   const wanted = Math.ceil(seconds / WINDOW);
@@ -97,7 +102,7 @@ export class RunningLoad {
   /** Starts the guests until both directions run, and leaves all frozen. */
   static async start(
     subject: Subject,
-    sockets: readonly [string, string],
+    sockets: readonly string[],
     { size, bursts, distance, path, memory }: LoadOptions,
     say: (line: string) => void,
   ): Promise<RunningLoad> {
@@ -107,17 +112,16 @@ export class RunningLoad {
         ...(path?.eal ? { eal: path.eal } : {}),
         ...(memory ? { memory: memory.size } : {}),
         vdevs: sockets.map((socket, index) =>
-          virtioUser(index, { ...path?.options, path: socket, mac: MACS[index], queueSize: RING }),
+          virtioUser(index, { ...path?.options, path: socket, mac: mac(index), queueSize: RING }),
         ),
         args: [
           '--forward-mode=mac',
-          `--eth-peer=0,${MACS[1]}`,
-          `--eth-peer=1,${MACS[0]}`,
+          ...sockets.map((_, index) => `--eth-peer=${index},${mac(nextPort(index, sockets.length))}`),
           `--txpkts=${size}`,
           ...(memory ? [`--total-num-mbufs=${memory.packets}`] : []),
         ],
       });
-      if (path) await assertPath(guests, path, [0, 1]);
+      if (path) await assertPath(guests, path, [...sockets.keys()]);
       await guests.waitForLinks();
       await guests.command(`start tx_first ${bursts}`);
       const rates = await guests.rates(WARM_UP);

@@ -4,24 +4,39 @@ import { Testpmd, vhost } from '../test/peers/dpdk.ts';
 import { Ovs } from '../test/peers/ovs.ts';
 import { scratch } from '../test/peers/process.ts';
 import { Vireo } from '../test/peers/vireo.ts';
-import { type Load, type LoadOptions, measure, RunningLoad, type Subject, SWITCH_CPU } from './load.ts';
+import {
+  type Load,
+  type LoadOptions,
+  measure,
+  nextPort,
+  RunningLoad,
+  type Subject,
+  SWITCH_CPU,
+} from './load.ts';
 
-/** A switch with two vhost-user ports on the sockets `a` and `b` in its directory. */
-interface Running extends Subject {
+/** A switch with vhost-user ports, each on a socket of its name in its directory. */
+export interface Running extends Subject {
   directory: string;
   close: () => Promise<void>;
 }
 
+/** Of `ports` there is an even number; see nextPort() for which are wired where nothing is learned. */
+type Start = (ports: string[], memory?: LoadOptions['memory']) => Promise<Running>;
+
 const subjects = {
-  vireo: async (): Promise<Running> => {
-    const vireo = await Vireo.start({ ports: ['a', 'b'], poll: 'busy', cpu: SWITCH_CPU });
+  vireo: async (ports) => {
+    const vireo = await Vireo.start({ ports, poll: 'busy', cpu: SWITCH_CPU });
     return { name: 'vireo', directory: vireo.directory, pid: vireo.child.pid, close: () => vireo.close() };
   },
-  testpmd: async (memory?: LoadOptions['memory']): Promise<Running> => {
+  testpmd: async (ports, memory) => {
     const { path, remove } = scratch('vhost');
+    // It wires its ports by pairs: 0 with 1, 2 with 3.
+    const wired = ports.flatMap((name, port) =>
+      port % 2 === 1 ? [name, ports[nextPort(port, ports.length)]!] : [],
+    );
     const pmd = await Testpmd.start({
       cpu: SWITCH_CPU,
-      vdevs: ['a', 'b'].map((name, index) => vhost(index, { iface: join(path, name) })),
+      vdevs: wired.map((name, index) => vhost(index, { iface: join(path, name) })),
       ...(memory ? { memory: memory.size } : {}),
       args: ['--forward-mode=io', '--auto-start', ...(memory ? [`--total-num-mbufs=${memory.packets}`] : [])],
     });
@@ -36,8 +51,8 @@ const subjects = {
       },
     };
   },
-  ovs: async (): Promise<Running> => {
-    const ovs = await Ovs.start({ ports: ['a', 'b'], cpu: SWITCH_CPU });
+  ovs: async (ports) => {
+    const ovs = await Ovs.start({ ports, cpu: SWITCH_CPU });
     return {
       name: 'ovs',
       directory: ovs.directory,
@@ -46,7 +61,7 @@ const subjects = {
       close: () => ovs.close(),
     };
   },
-};
+} satisfies Record<string, Start>;
 
 export type SubjectName = keyof typeof subjects;
 export const subjectNames = Object.keys(subjects) as SubjectName[];
@@ -57,9 +72,14 @@ export const TITLES: Record<SubjectName, string> = {
   ovs: 'Open vSwitch with DPDK, learning',
 };
 
+export const start = (name: SubjectName, ...options: Parameters<Start>): Promise<Running> =>
+  (subjects[name] as Start)(...options);
+
 /** A switch and the guests that it is to be measured with. */
 export interface Pairing extends LoadOptions {
   subject: SubjectName;
+  /** Guests in a ring, of two ports each; default 1. */
+  guests?: number;
 }
 
 /**
@@ -73,10 +93,11 @@ export async function together(
 ): Promise<Load[]> {
   const running: { switch: Running; load?: RunningLoad }[] = [];
   try {
-    for (const { subject: name, ...options } of pairings) {
-      const subject: (typeof running)[number] = { switch: await subjects[name](options.memory) };
+    for (const { subject: name, guests = 1, ...options } of pairings) {
+      const ports = Array.from({ length: 2 * guests }, (_, port) => `p${port}`);
+      const subject: (typeof running)[number] = { switch: await start(name, ports, options.memory) };
       running.push(subject);
-      const sockets = [join(subject.switch.directory, 'a'), join(subject.switch.directory, 'b')] as const;
+      const sockets = ports.map((port) => join(subject.switch.directory, port));
       subject.load = await RunningLoad.start(subject.switch, sockets, options, say);
     }
     return await measure(
