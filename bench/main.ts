@@ -1,6 +1,7 @@
 /** `npm run bench -- NAME`: runs a benchmark, prints its table (or JSON) and writes its part of docs/performance.md. */
 import { parseArgs } from 'node:util';
 import { chain, documentChain, renderChain } from './chain.ts';
+import { documentField, field, renderField } from './field.ts';
 import { documentIdle, idle, renderIdle } from './idle.ts';
 import { documentLatency, latency, renderLatency } from './latency.ts';
 import { BURSTS } from './load.ts';
@@ -16,14 +17,15 @@ const USAGE = `usage: npm run bench -- NAME [options]
   v2v      packets a second between two guests, beside DPDK's vhost and Open vSwitch with DPDK
   paths    packets a second by format and features of the rings, beside DPDK's vhost
   chain    packets a second through a chain of 1 to 5 guests, beside the same
+  field    highest rate without loss and latency by size, by our own generator, beside the same
   tcp      TCP between Linux guests with and without TSO, beside Open vSwitch with DPDK
   ports    cost a packet on a switch of 256 ports beside one of two
   startup  from the start of the process to its ready line, from a guest's connect to its first packet
   latency  round trips between two guests that poll and two that sleep
   idle     CPU and memory with two connected guests that are quiet
 
-  --turns N        repetitions (v2v, paths, chain and ports 5, tcp 3, startup 10)
-  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, tcp 5, idle 10)
+  --turns N        repetitions (v2v, paths, chain and ports 5, field and tcp 3, startup 10)
+  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, idle 10)
   --bursts N       v2v, paths: bursts of 32 packets that circulate in each direction (${BURSTS})
   --only A,B       v2v: of ${subjectNames.join(', ')}
   --no-write       leave docs/performance.md as it is
@@ -79,6 +81,9 @@ async function main(): Promise<void> {
     }
     case 'chain':
       report(await chain(number('turns', 5), number('seconds', 0.8), say), renderChain, documentChain);
+      break;
+    case 'field':
+      report(await field(number('turns', 3), number('seconds', 1), say), renderField, documentField);
       break;
     case 'tcp':
       report(await tcp(number('turns', 3), number('seconds', 5), say), renderTcp, documentTcp);
