@@ -71,7 +71,7 @@ export async function field(turns: number, seconds: number, say: (line: string) 
   const missing = skipWithout('dpdk', 'ovs');
   if (missing !== false) throw new Error(missing);
   const distance = await Distance.between([SWITCH_CPU, GUEST_CPU]);
-  const versions = { dpdk: version('dpdk-testpmd'), ovs: version(ovsVswitchd) };
+  const versions = { dpdk: 'unknown', ovs: version(ovsVswitchd) };
   const result: Result = { machine: machine(), versions, turns, rates: [], delays: [] };
   try {
     for (let turn = 0; turn < turns; turn++)
@@ -96,7 +96,8 @@ async function measure({ turn, format, seconds, distance, say }: Turn, result: R
   // Whoever comes first in one turn comes later in the next.
   for (const index of subjectNames.keys())
     await subjects.add(subjectNames[(index + turn) % subjectNames.length]!, format);
-  const here = async () => (distance.near(await distance.probe()) ? 'near' : 'far');
+  result.versions.dpdk = subjects.dpdk;
+  const here = async (): Promise<Place> => (distance.near(await distance.probe()) ? 'near' : 'far');
   for (const [size, sizes] of Object.entries(SIZES)) {
     for (const way of WAYS) {
       for (const { name: subject, alone } of subjects.list) {
@@ -160,10 +161,13 @@ class Subjects {
     name: SubjectName;
     alone: <T>(act: (generator: Generator) => Promise<T>) => Promise<T>;
   }[] = [];
+  /** DPDK's version. */
+  dpdk = 'unknown';
   readonly #closers: (() => Promise<void>)[] = [];
 
   async add(name: SubjectName, format: Format): Promise<void> {
     const running: Running = await start(name, ['a', 'b']);
+    this.dpdk = running.version ?? this.dpdk;
     this.#closers.push(() => {
       process.kill(running.pid, 'SIGCONT');
       return running.close();

@@ -17,6 +17,8 @@ import {
 /** A switch with vhost-user ports, each on a socket of its name in its directory. */
 export interface Running extends Subject {
   directory: string;
+  /** Where it tells it only once it runs. */
+  version?: string;
   close: () => Promise<void>;
 }
 
@@ -43,6 +45,7 @@ const subjects = {
     return {
       name: 'testpmd',
       directory: path,
+      version: pmd.version,
       pid: pmd.child.pid,
       cyclesPerPacket: (seconds) => pmd.cyclesPerPacket(seconds),
       close: async () => {
