@@ -1,6 +1,7 @@
 /**
  * TCP between two Linux guests in QEMU, with segmentation left to the card and without, beside Open vSwitch with
- * DPDK. With TSO a segment of up to 64 KiB crosses the switch whole, and each guest's kernel sees it once.
+ * DPDK, and beside QEMU's own socket from guest to guest, which takes no offloads. With TSO a segment of up to 64 KiB
+ * crosses the switch whole, and each guest's kernel sees it once.
  *
  * Where the kernel can't give QEMU a processor's own virtual machines (no KVM) the guests are emulated, and they are
  * what limits the rate: what is compared then is how much work a switch leaves to them.
@@ -8,6 +9,7 @@
 import { join } from 'node:path';
 import { ovsVswitchd, skipWithout } from '../test/peers/available.ts';
 import { Ovs } from '../test/peers/ovs.ts';
+import { scratch } from '../test/peers/process.ts';
 import { LinuxGuest } from '../test/peers/qemu.ts';
 import { Vireo } from '../test/peers/vireo.ts';
 import { SWITCH_CPU } from './load.ts';
@@ -30,9 +32,12 @@ const PLAIN = [
   .join(',');
 
 interface Running {
-  directory: string;
+  /** Of the vhost-user sockets `a` and `b`. */
+  directory?: string;
   /** QEMU's side of the sockets. */
-  role: 'client' | 'server';
+  role?: 'client' | 'server';
+  /** Without vhost-user: QEMU's option for each guest. */
+  netdev?: (guest: number) => string;
   close: () => Promise<void>;
 }
 
@@ -45,9 +50,21 @@ const subjects: Record<string, (tso: boolean) => Promise<Running>> = {
     const ovs = await Ovs.start({ ports: ['a', 'b'], cpu: SWITCH_CPU, tso });
     return { directory: ovs.directory, role: tso ? 'server' : 'client', close: () => ovs.close() };
   },
+  qemu: async () => {
+    const { path, remove } = scratch('wire');
+    const wire = `stream,addr.type=unix,addr.path=${join(path, 'wire')}`;
+    return {
+      netdev: (guest) => `${wire},server=${guest === 0 ? 'on' : 'off'}`,
+      close: async () => remove(),
+    };
+  },
 };
 
-const TITLES: Record<string, string> = { vireo: 'Vireo', ovs: 'Open vSwitch with DPDK' };
+const TITLES: Record<string, string> = {
+  vireo: 'Vireo',
+  ovs: 'Open vSwitch with DPDK',
+  qemu: 'QEMU’s own socket, no switch',
+};
 
 /** What a guest is told of its card, and the other one of its own. */
 const CASES = [
@@ -82,7 +99,7 @@ export async function tcp(turns: number, seconds: number, say: (line: string) =>
       const byName = found[name] ?? {};
       found[name] = byName;
       // Whoever comes first in one turn comes second in the next.
-      const order = Object.keys(subjects);
+      const order = Object.keys(subjects).filter((subject) => !(tso && subject === 'qemu'));
       if (turn % 2 === 1) order.reverse();
       for (const subject of order) {
         const run = await measure(await subjects[subject]!(tso), devices, seconds);
@@ -119,11 +136,21 @@ async function measure(
   try {
     for (const [index, name] of ['a', 'b'].entries()) {
       const device = devices[index];
+      const mac = `52:54:00:00:00:0${index + 1}`;
       const guest = await LinuxGuest.start({
-        path: join(vswitch.directory, name),
-        role: vswitch.role,
-        mac: `52:54:00:00:00:0${index + 1}`,
-        ...(device === undefined ? {} : { device }),
+        ...(vswitch.netdev
+          ? {
+              options: [
+                ...['-netdev', `${vswitch.netdev(index)},id=net`],
+                ...['-device', ['virtio-net-pci,netdev=net,romfile=,vectors=0', `mac=${mac}`, device].join()],
+              ],
+            }
+          : {
+              path: join(vswitch.directory!, name),
+              role: vswitch.role!,
+              mac,
+              ...(device ? { device } : {}),
+            }),
       });
       guests.push(guest);
       await guest.configure(`${ADDRESSES[index as 0 | 1]}/24`);
