@@ -12,6 +12,8 @@ A port is NAME=TYPE:TARGET[,key=value…]:
                        vduse:DEVICE, a vDPA device of the kernel, /dev/vduse/DEVICE, which \`vdpa dev add
                        name DEVICE mgmtdev vduse\` attaches; it has one queue pair and no role
                        tap:INTERFACE of the host, attached to or made; queues=N, default 1
+                       stream:PATH of a unix socket for frames, as QEMU's -netdev stream; with a role
+                       user: what this user reaches, without root, by passt; options='…' are more of passt's
                        null: nobody, what is sent there is forgotten
   role=server|client   server (default): listens on PATH; client: dials it, again when it is gone
   max-addresses=N      most MAC addresses learned on this port
@@ -32,7 +34,9 @@ export async function readPort(text: string): Promise<PortSpec> {
 
 /** A socket's path made absolute. */
 export function withPath(spec: PortSpec): PortSpec {
-  return spec.type === 'vhost-user' ? { ...spec, target: resolve(spec.target) } : spec;
+  return spec.type === 'vhost-user' || spec.type === 'stream'
+    ? { ...spec, target: resolve(spec.target) }
+    : spec;
 }
 
 /** What a port does, as `listens on /tmp/a.sock`. */

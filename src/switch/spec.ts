@@ -105,7 +105,7 @@ const interfaceName = (() => {
   return z.string(told).regex(/^(?!\.{1,2}$)[A-Za-z0-9_.-]{1,15}$/, told);
 })();
 
-const nothing = z.literal('', expected('nothing behind the colon, such as "sink=null:"'));
+const nothing = z.literal('', expected('nothing behind the colon, such as "net=user:"'));
 
 interface Kind {
   /** What a port's target is. */
@@ -120,10 +120,20 @@ const KINDS: Record<PortType, Kind> = {
   'vhost-user': { target: socketPath, options: ['role', 'features', 'queues', 'mac', 'mtu', 'speed'] },
   vduse: { target: deviceName, options: ['features', 'queues', 'mac', 'mtu', 'speed'] },
   tap: { target: interfaceName, options: ['queues'] },
+  stream: { target: socketPath, options: ['role'] },
+  user: { target: nothing, options: ['options'], shared: true },
   null: { target: nothing, options: [], shared: true },
 };
 const TYPES = Object.keys(KINDS) as PortType[];
 const COMMON: readonly string[] = ['name', 'type', 'target', 'maxAddresses'];
+
+const passtOptions = (() => {
+  const told = expected('options of passt, such as "--tcp-ports 2222:22"');
+  return z
+    .string(told)
+    .max(1000, told)
+    .regex(/^[ -~]*$/, told);
+})();
 
 const portObject = z.strictObject(
   {
@@ -138,6 +148,7 @@ const portObject = z.strictObject(
     mac: stationAddress.optional(),
     mtu: wholeNumber(MIN_MTU, MAX_MTU).optional(),
     speed: wholeNumber(1, 0x7fff_ffff, ' of Mbit/s').optional(),
+    options: passtOptions.optional(),
   },
   expected(`a port: a map with name, type and target, or one line such as "${EXAMPLE}"`),
 );

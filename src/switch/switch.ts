@@ -11,7 +11,9 @@ import { IoThreads } from '../io/index.ts';
 import { KernelPort } from '../ports/kernel-port.ts';
 import { NullEnd } from '../ports/null.ts';
 import type { Port, PortContext } from '../ports/port.ts';
+import { StreamEnd } from '../ports/stream.ts';
 import { TapEnd } from '../ports/tap.ts';
+import { UserEnd } from '../ports/user.ts';
 import { VdusePort } from '../ports/vduse.ts';
 import { VhostUserPort } from '../ports/vhost-user.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
@@ -360,6 +362,10 @@ function openPort(spec: PortSpec, context: PortContext): Port {
       return new VdusePort(spec, context);
     case 'tap':
       return new KernelPort(spec, context, new TapEnd(spec, context.poller));
+    case 'stream':
+      return new KernelPort(spec, context, new StreamEnd(spec, context));
+    case 'user':
+      return new KernelPort(spec, context, new UserEnd(spec, context));
     case 'null':
       return new KernelPort(spec, context, new NullEnd());
   }

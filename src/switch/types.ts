@@ -12,16 +12,17 @@ export type Role = 'server' | 'client';
 
 /**
  * What a port leads to. `vhost-user`: a virtual machine; `vduse`: a vDPA device of the kernel; `tap`: an interface of
- * the host's kernel that is made for it; `null`: nobody. docs/ports.md has a section on each.
+ * the host's kernel that is made for it; `stream`: a program that takes frames from a unix socket; `user`: what this user
+ * can reach, by passt; `null`: nobody. docs/ports.md has a section on each.
  */
-export type PortType = 'vhost-user' | 'vduse' | 'tap' | 'null';
+export type PortType = 'vhost-user' | 'vduse' | 'tap' | 'stream' | 'user' | 'null';
 
 /** A port as configured. */
 export interface PortSpec {
   /** 1 to 63 characters of `A-Z a-z 0-9 _ . -`, the first a letter or digit; unique in the switch. */
   name: string;
   type: PortType;
-  /** Path of a unix socket, at most 107 bytes; name of a vDPA device or of an interface; of `null` empty. */
+  /** Path of a unix socket, at most 107 bytes; name of a vDPA device or of an interface; of `user` and `null` empty. */
   target: string;
   /** Of the socket; default `server`. */
   role?: Role;
@@ -37,6 +38,8 @@ export interface PortSpec {
   mtu?: number;
   /** Mbit/s that the guest is told of; default: unknown. */
   speed?: number;
+  /** Of `user`: more options of passt, separated by blanks. */
+  options?: string;
 }
 
 export interface SwitchOptions {

@@ -1,0 +1,52 @@
+/** A Linux guest behind QEMU's `-netdev stream`, and the kernel's stack behind a TAP: TCP both ways. */
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { createSwitch } from '../../src/index.ts';
+import { ip, ownNetwork } from '../support/network.ts';
+import { sockets } from '../support/sockets.ts';
+import { TcpSink, TcpSource } from '../support/tcp.ts';
+import { until } from '../support/until.ts';
+import { skipWithout } from './available.ts';
+import { LinuxGuest } from './qemu.ts';
+
+const MEGABYTES = 5;
+const skip = ownNetwork() || skipWithout('qemu', 'guestKernel');
+
+describe('a Linux guest behind a stream', { skip }, () => {
+  test("pings, and TCP crosses in pieces of the stream's size and of the kernel's", async (t) => {
+    const path = sockets(t);
+    await using vswitch = await createSwitch({
+      ports: [
+        { name: 'vm', type: 'stream', target: path('vm') },
+        { name: 'host', type: 'tap', target: 'vt0' },
+      ],
+    });
+    await until(() => vswitch.port('host').state === 'up', 'the interface is up');
+    ip('addr add 10.0.0.1/24 dev vt0');
+    await using guest = await LinuxGuest.start({
+      arguments: [
+        ...['-netdev', `stream,id=net,server=off,addr.type=unix,addr.path=${path('vm')}`],
+        ...['-device', 'virtio-net-pci,netdev=net,romfile=,vectors=0,mac=52:54:00:00:00:01'],
+      ],
+    });
+    assert.equal(vswitch.port('vm').state, 'up');
+    await guest.configure('10.0.0.2/24');
+    assert.match(await guest.ok('ping -c 10 -i 0.1 -W 10 10.0.0.1'), /10 packets received/);
+
+    const sink = await TcpSink.listen('10.0.0.1', 5001);
+    t.after(() => sink.close());
+    await guest.ok(`dd if=/dev/urandom of=/tmp/data bs=1M count=${MEGABYTES}`);
+    const sent = (await guest.ok('md5sum < /tmp/data')).slice(0, 32);
+    const came = sink.next();
+    await guest.ok('nc 10.0.0.1 5001 < /tmp/data', 300_000);
+    assert.deepEqual(await came, { bytes: MEGABYTES << 20, md5: sent });
+
+    const source = await TcpSource.listen('10.0.0.1', 5002, MEGABYTES << 20);
+    t.after(() => source.close());
+    const received = await guest.ok('nc 10.0.0.1 5002 < /dev/null | md5sum', 300_000);
+    assert.equal(received.slice(0, 32), source.md5);
+    // The kernel's large segments were cut on the way.
+    assert.ok(vswitch.port('host').queues[1]!.sizes.size1519ToMax > 20);
+    assert.equal(vswitch.port('vm').queues[0]!.sizes.size1519ToMax, 0);
+  });
+});

@@ -1,0 +1,170 @@
+/** Stream ports against programs that speak the framing, and such that don't. */
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createConnection, createServer, type Socket } from 'node:net';
+import { test } from 'node:test';
+import { createSwitch, type Role, type Switch } from '../../src/index.ts';
+import { openFds } from '../../src/sys/index.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
+import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { sockets } from '../support/sockets.ts';
+import { Traffic } from '../support/traffic.ts';
+import { until } from '../support/until.ts';
+
+const guest = (name: string, target: string) => ({ name, type: 'vhost-user' as const, target });
+const stream = (target: string, role: Role = 'server') => ({
+  ...{ name: 's', type: 'stream' as const },
+  ...{ target, role },
+});
+const state = (vswitch: Switch, wanted: string) =>
+  until(() => vswitch.port('s').state === wanted, `the port is ${wanted}`);
+/** Up, and its rings are open. */
+const up = (vswitch: Switch) =>
+  until(
+    () => vswitch.port('s').queues.every(({ enabled }) => enabled) && vswitch.port('s').state === 'up',
+    'it is up',
+  );
+
+/** A frame behind its length. */
+function framed(bytes: Uint8Array): Buffer {
+  const length = Buffer.alloc(4);
+  length.writeUInt32BE(bytes.length);
+  return Buffer.concat([length, bytes]);
+}
+
+/** The other end of a stream port. */
+class Peer {
+  readonly socket: Socket;
+  readonly frames: Buffer[] = [];
+  closed = false;
+  #bytes = Buffer.alloc(0);
+
+  constructor(socket: Socket) {
+    this.socket = socket;
+    socket.on('error', () => {});
+    socket.on('close', () => {
+      this.closed = true;
+    });
+    socket.on('data', (bytes: Buffer) => {
+      this.#bytes = Buffer.concat([this.#bytes, bytes]);
+      while (this.#bytes.length >= 4 && this.#bytes.length >= 4 + this.#bytes.readUInt32BE(0)) {
+        const end = 4 + this.#bytes.readUInt32BE(0);
+        this.frames.push(this.#bytes.subarray(4, end));
+        this.#bytes = this.#bytes.subarray(end);
+      }
+    });
+  }
+
+  static async dial(path: string): Promise<Peer> {
+    const socket = createConnection(path);
+    await once(socket, 'connect');
+    return new Peer(socket);
+  }
+}
+
+for (const role of ['server', 'client'] as const) {
+  test(`frames of any size cross both ways, the port as ${role}, and again after the peer has gone`, async (t) => {
+    const path = sockets(t);
+    const server = createServer().listen(role === 'client' ? path('s') : path('unused'));
+    t.after(() => server.close());
+    const accepted: Peer[] = [];
+    server.on('connection', (socket) => accepted.push(new Peer(socket)));
+    await using vswitch = await createSwitch({ ports: [guest('a', path('a')), stream(path('s'), role)] });
+    await using device = await VirtioUser.open({ path: path('a') });
+    for (let time = 1; time <= 2; time++) {
+      const peer =
+        role === 'server'
+          ? await Peer.dial(path('s'))
+          : await until(() => accepted[time - 1], 'the port dials');
+      await up(vswitch);
+      assert.equal(vswitch.port('s').connections, time);
+      for (const length of [14, 60, 1514, 9014, 65_550]) {
+        const there = frame(BROADCAST, mac(1), length);
+        device.send(there);
+        await until(() => peer.frames.some((bytes) => bytes.equals(there)), `${length} bytes arrive`);
+        const back = frame(BROADCAST, mac(2), length, 1);
+        // In two pieces: the length is cut, too.
+        peer.socket.write(framed(back).subarray(0, 3));
+        await until(() => peer.socket.writableLength === 0, 'the first piece is out');
+        peer.socket.write(framed(back).subarray(3));
+        const came = await until(() => device.receive(), `${length} bytes come back`);
+        assert.ok(back.equals(came));
+      }
+      peer.socket.destroy();
+      await until(
+        () => vswitch.port('s').state !== 'up' || vswitch.port('s').connections > time,
+        'it has gone',
+      );
+    }
+    assert.equal(vswitch.port('s').lastError, null);
+  });
+}
+
+test('a burst in one piece arrives in order, and a peer that reads nothing holds up nobody', async (t) => {
+  const path = sockets(t);
+  await using vswitch = await createSwitch({
+    ports: [guest('a', path('a')), guest('b', path('b')), guest('c', path('c')), stream(path('s'))],
+  });
+  const traffic = await Traffic.start({ path: path('a') }, { path: path('b') });
+  await using device = await VirtioUser.open({ path: path('c'), queueSize: 1024 });
+  const peer = await Peer.dial(path('s'));
+  await up(vswitch);
+  // Learned, so that what is for one is for nobody else.
+  peer.socket.write(framed(frame(mac(9), mac(2))));
+  device.send(frame(mac(9), mac(1)));
+  await until(() => vswitch.fdb().length >= 4, 'the addresses are learned');
+  while (device.receive());
+  const burst = Array.from({ length: 500 }, (_, i) => frame(mac(1), mac(2), 60 + i, i));
+  peer.socket.write(Buffer.concat(burst.map(framed)));
+  for (const sent of burst) {
+    const came = await until(() => device.receive(), 'the next frame of the burst');
+    assert.ok(sent.equals(came));
+  }
+  peer.socket.pause();
+  const large = frame(mac(2), mac(1), 9000);
+  await until(() => {
+    for (let i = 0; i < 64; i++) device.send(large);
+    return (vswitch.port('s').drops.ringFull ?? 0) > 100;
+  }, 'its ring is full');
+  await traffic.flows();
+  peer.frames.length = 0;
+  peer.socket.resume();
+  await until(() => peer.frames.length > 80, 'what waited arrives');
+  assert.ok(peer.frames.every((bytes) => bytes.equals(large)));
+  peer.socket.destroy();
+  await traffic.stop();
+});
+
+test('a peer that speaks something else loses its connection, with the reason; the next one is served', async (t) => {
+  const path = sockets(t);
+  await using vswitch = await createSwitch({ ports: [guest('a', path('a')), stream(path('s'))] });
+  await using device = await VirtioUser.open({ path: path('a') });
+  const fds: number[] = [];
+  for (const bytes of [
+    Buffer.alloc(4),
+    Buffer.alloc(4),
+    Buffer.from('GET / HTTP/1.1\r\n\r\n'),
+    Buffer.from([0, 1, 0, 15, 1, 2]),
+  ]) {
+    const peer = await Peer.dial(path('s'));
+    await up(vswitch);
+    fds.push(openFds());
+    peer.socket.write(bytes);
+    await until(() => peer.closed, 'it loses its connection');
+    await state(vswitch, 'listening');
+    assert.match(
+      vswitch.port('s').lastError!,
+      /^what comes is no frame, it begins with a length of 0 or of more/,
+    );
+  }
+  // The first time the program opens what it keeps.
+  assert.equal(new Set(fds.slice(1)).size, 1, `${fds.join(', ')} descriptors`);
+  const peer = await Peer.dial(path('s'));
+  await up(vswitch);
+  assert.equal(vswitch.port('s').lastError, null);
+  // Too short for addresses: passed over.
+  peer.socket.write(Buffer.concat([framed(Buffer.alloc(13)), framed(frame(BROADCAST, mac(2)))]));
+  const came = await until(() => device.receive(), 'a frame comes');
+  assert.ok(frame(BROADCAST, mac(2)).equals(came));
+  peer.socket.destroy();
+});
