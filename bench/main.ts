@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 import { chain, documentChain, renderChain } from './chain.ts';
 import { documentField, field, renderField } from './field.ts';
+import { documentGen, gen, renderGen } from './gen.ts';
 import { documentIdle, idle, renderIdle } from './idle.ts';
 import { documentLatency, latency, renderLatency } from './latency.ts';
 import { BURSTS } from './load.ts';
@@ -22,10 +23,11 @@ const USAGE = `usage: npm run bench -- NAME [options]
   ports    cost a packet on a switch of 256 ports beside one of two
   startup  from the start of the process to its ready line, from a guest's connect to its first packet
   latency  round trips between two guests that poll and two that sleep
+  gen      packets a second of the generator, beside testpmd's txonly
   idle     CPU and memory with two connected guests that are quiet
 
-  --turns N        repetitions (v2v, paths, chain and ports 5, field and tcp 3, startup 10)
-  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, idle 10)
+  --turns N        repetitions (v2v, paths, chain, ports and gen 5, field and tcp 3, startup 10)
+  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, gen 0.5, idle 10)
   --bursts N       v2v, paths: bursts of 32 packets that circulate in each direction (${BURSTS})
   --only A,B       v2v: of ${subjectNames.join(', ')}
   --no-write       leave docs/performance.md as it is
@@ -97,6 +99,11 @@ async function main(): Promise<void> {
     case 'latency':
       report(await latency(say), renderLatency, documentLatency);
       break;
+    case 'gen': {
+      const options = { turns: number('turns', 5), seconds: number('seconds', 0.5) };
+      report(await gen(options, say), renderGen, documentGen);
+      break;
+    }
     case 'idle':
       report(await idle(number('seconds', 10)), renderIdle, documentIdle);
       break;
