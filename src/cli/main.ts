@@ -48,6 +48,8 @@ withExamples(
   'vireo up --port vm1=vhost-user:/tmp/a.sock --port vm2=vhost-user:/tmp/b.sock,role=client',
   'vireo ports',
   'vireo qemu vm1',
+  'vireo apply lab.yaml',
+  'vireo gen --port /tmp/a.sock --port /tmp/b.sock --rate 1mpps --seconds 10 --expect-loss 0',
 );
 
 // A switch outlives the reader of its lines and a full disk. A pipe whose reader has seen enough is no failure.
