@@ -12,6 +12,7 @@ A port is NAME=TYPE:TARGET[,key=value…]:
                        vduse:DEVICE, a vDPA device of the kernel, /dev/vduse/DEVICE, which \`vdpa dev add
                        name DEVICE mgmtdev vduse\` attaches; it has one queue pair and no role
                        tap:INTERFACE of the host, attached to or made; queues=N, default 1
+                       af-packet:INTERFACE of the host, such as a network card; queues=N, default 1
                        stream:PATH of a unix socket for frames, as QEMU's -netdev stream; with a role
                        user: what this user reaches, without root, by passt; options='…' are more of passt's
                        null: nobody, what is sent there is forgotten
@@ -42,7 +43,7 @@ export function withPath(spec: PortSpec): PortSpec {
 /** What a port does, as `listens on /tmp/a.sock`. */
 export function doing({ type, role, target }: Pick<PortStatus, 'type' | 'role' | 'target'>): string {
   if (type === 'vduse') return `is /dev/vduse/${target}`;
-  if (type === 'tap') return `is interface ${target}`;
+  if (type === 'tap' || type === 'af-packet') return `is interface ${target}`;
   if (role === null) return `is ${type}:${target}`;
   return `${role === 'server' ? 'listens on' : 'dials'} ${target}`;
 }

@@ -120,6 +120,7 @@ const KINDS: Record<PortType, Kind> = {
   'vhost-user': { target: socketPath, options: ['role', 'features', 'queues', 'mac', 'mtu', 'speed'] },
   vduse: { target: deviceName, options: ['features', 'queues', 'mac', 'mtu', 'speed'] },
   tap: { target: interfaceName, options: ['queues'] },
+  'af-packet': { target: interfaceName, options: ['queues'] },
   stream: { target: socketPath, options: ['role'] },
   user: { target: nothing, options: ['options'], shared: true },
   null: { target: nothing, options: [], shared: true },

@@ -8,6 +8,7 @@ import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { Arena, Structures } from '../arena/index.ts';
 import { IoThreads } from '../io/index.ts';
+import { AfPacketEnd } from '../ports/af-packet.ts';
 import { KernelPort } from '../ports/kernel-port.ts';
 import { NullEnd } from '../ports/null.ts';
 import type { Port, PortContext } from '../ports/port.ts';
@@ -362,6 +363,8 @@ function openPort(spec: PortSpec, context: PortContext): Port {
       return new VdusePort(spec, context);
     case 'tap':
       return new KernelPort(spec, context, new TapEnd(spec, context.poller));
+    case 'af-packet':
+      return new KernelPort(spec, context, new AfPacketEnd(spec, context.poller));
     case 'stream':
       return new KernelPort(spec, context, new StreamEnd(spec, context));
     case 'user':

@@ -12,10 +12,10 @@ export type Role = 'server' | 'client';
 
 /**
  * What a port leads to. `vhost-user`: a virtual machine; `vduse`: a vDPA device of the kernel; `tap`: an interface of
- * the host's kernel that is made for it; `stream`: a program that takes frames from a unix socket; `user`: what this user
+ * the host's kernel that is made for it; `af-packet`: an interface of the host, such as a network card; `stream`: a program that takes frames from a unix socket; `user`: what this user
  * can reach, by passt; `null`: nobody. docs/ports.md has a section on each.
  */
-export type PortType = 'vhost-user' | 'vduse' | 'tap' | 'stream' | 'user' | 'null';
+export type PortType = 'vhost-user' | 'vduse' | 'tap' | 'af-packet' | 'stream' | 'user' | 'null';
 
 /** A port as configured. */
 export interface PortSpec {
@@ -30,7 +30,7 @@ export interface PortSpec {
   maxAddresses?: number;
   /** Changes to what is offered by default, such as `-packed,-in-order`; the words are in docs/vhost-user.md. */
   features?: string;
-  /** Most queue pairs that the guest may have, 1 to 128; default 128. Of a TAP: its queues; default 1. */
+  /** Most queue pairs that the guest may have, 1 to 128; default 128. Of a TAP its queues, of an interface its sockets; default 1. */
   queues?: number;
   /** The device's MAC address, for front-ends that ask the back-end for it (crosvm; QEMU has its own `mac=`). */
   mac?: string;

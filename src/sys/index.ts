@@ -9,6 +9,7 @@ export * from './interface.ts';
 export * from './ioctl.ts';
 export * from './memory.ts';
 export * from './notify.ts';
+export * from './packet-socket.ts';
 export * from './poller.ts';
 export * from './runtime-directory.ts';
 export * from './tap.ts';

@@ -1,0 +1,95 @@
+/**
+ * Packet sockets (packet(7)): all frames that an interface receives, and a way to send some by it. Frames have a
+ * virtio-net header of 10 bytes before them, and a VLAN tag that the kernel took out of a frame comes in a control
+ * message (PACKET_AUXDATA). What the host itself sends by the interface doesn't come.
+ */
+import { check, isSystemError } from './errors.ts';
+import { closeFd } from './fd.ts';
+import { libc, pinned } from './libc.ts';
+
+const AF_PACKET = 17;
+const SOCK_RAW = 3;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+const ETH_P_ALL = 3;
+const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
+const SO_RCVBUF = 8;
+const SOL_PACKET = 263;
+const PACKET_ADD_MEMBERSHIP = 1;
+const PACKET_AUXDATA = 8;
+const PACKET_VNET_HDR = 15;
+const PACKET_FANOUT = 18;
+const PACKET_IGNORE_OUTGOING = 23;
+const PACKET_MR_PROMISC = 1;
+const PACKET_FANOUT_HASH = 0;
+const PACKET_FANOUT_FLAG_UNIQUEID = 0x2000;
+
+/** Bytes of frames that may wait each way; the kernel has bounds of its own (net.core.rmem_max). */
+const BUFFER = 4 << 20;
+
+function setInt(fd: number, level: number, name: number, value: number, what: string): void {
+  const bytes = pinned(4);
+  bytes.writeInt32LE(value | 0);
+  check(libc.setsockopt(fd, level, name, bytes, 4), 'setsockopt', what);
+}
+
+/**
+ * `count` packet sockets on the interface with this number, among which its flows are spread by their hash. The
+ * interface is promiscuous as long as they are open. Throws a SystemError (EPERM without CAP_NET_RAW).
+ */
+export function openPacketSockets(index: number, count: number): number[] {
+  const fds: number[] = [];
+  try {
+    let group: number | undefined;
+    for (let i = 0; i < count; i++) {
+      const type = SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC;
+      // Without a protocol nothing comes before it is bound.
+      const fd = check(libc.socket(AF_PACKET, type, 0), 'socket', 'AF_PACKET');
+      fds.push(fd);
+      bind(fd, index);
+      if (count > 1) group = joinFanout(fd, group);
+    }
+    return fds;
+  } catch (error) {
+    fds.forEach(closeFd);
+    throw error;
+  }
+}
+
+function bind(fd: number, index: number): void {
+  setInt(fd, SOL_PACKET, PACKET_VNET_HDR, 1, 'PACKET_VNET_HDR');
+  setInt(fd, SOL_PACKET, PACKET_AUXDATA, 1, 'PACKET_AUXDATA');
+  setInt(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, 1, 'PACKET_IGNORE_OUTGOING');
+  setInt(fd, SOL_SOCKET, SO_RCVBUF, BUFFER, 'SO_RCVBUF');
+  setInt(fd, SOL_SOCKET, SO_SNDBUF, BUFFER, 'SO_SNDBUF');
+  // struct packet_mreq
+  const membership = pinned(16);
+  membership.writeInt32LE(index, 0);
+  membership.writeUInt16LE(PACKET_MR_PROMISC, 4);
+  check(
+    libc.setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, membership, 16),
+    'setsockopt',
+    'PACKET_MR_PROMISC',
+  );
+  // struct sockaddr_ll
+  const address = pinned(20);
+  address.writeUInt16LE(AF_PACKET, 0);
+  address.writeUInt16BE(ETH_P_ALL, 2);
+  address.writeInt32LE(index, 4);
+  check(libc.bind(fd, address, address.length), 'bind', `interface ${index}`);
+}
+
+/** Makes a group that nobody else has, or joins it; returns its number. */
+function joinFanout(fd: number, group: number | undefined): number {
+  const flags = group === undefined ? PACKET_FANOUT_FLAG_UNIQUEID : 0;
+  setInt(fd, SOL_PACKET, PACKET_FANOUT, (group ?? 0) | ((PACKET_FANOUT_HASH | flags) << 16), 'PACKET_FANOUT');
+  if (group !== undefined) return group;
+  const [value, length] = [pinned(4), pinned(4)];
+  length.writeUInt32LE(4);
+  check(libc.getsockopt(fd, SOL_PACKET, PACKET_FANOUT, value, length), 'getsockopt', 'PACKET_FANOUT');
+  return value.readUInt16LE(0);
+}
+
+/** Is a packet socket what this user may not have? */
+export const lacksPacketRight = (error: unknown): boolean => isSystemError(error, 'EPERM', 'EACCES');
