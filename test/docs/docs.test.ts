@@ -6,6 +6,7 @@ import { after, before, describe, it } from 'node:test';
 import { featureWords, offeredFeatures } from '../../src/ports/features.ts';
 import { closeFd, eventfd, type PollerLease, sharedPoller } from '../../src/sys/index.ts';
 import { FLAG_REPLY, requestRule, requests } from '../../src/vhost/messages.ts';
+import { vhostProtocolFeatureNames } from '../../src/virtio/features.ts';
 import { root } from '../peers/available.ts';
 import { RecordingDevice, serve } from '../vhost/harness.ts';
 
@@ -41,6 +42,30 @@ describe('README and docs', () => {
       }
     });
   }
+});
+
+describe('docs/vhost-user.md, the tables of features', () => {
+  const text = readFileSync(join(root, 'docs/vhost-user.md'), 'utf8');
+  const section = text.slice(text.indexOf('\n## Features'), text.indexOf('\n## Queues'));
+  const rows = [...section.matchAll(/^\| (VIRTIO|VHOST|[A-Z]+(?:_[A-Z]+)* +\|).*$/gm)].map(([row]) => row);
+
+  it('has rows', () => assert.ok(rows.length > 30, `${rows.length} rows`));
+
+  for (const row of rows) {
+    const name = row.slice(2, row.indexOf('|', 2)).trim();
+    if (name === 'VHOST_USER_PROTOCOL_F_') continue;
+    it(`${name}: a test is named`, () => {
+      assert.match(row, /\]\(\.\.\/test\/[^|]*\|$/);
+    });
+  }
+
+  it('names every protocol feature that can be offered', () => {
+    const offered = offeredFeatures({ features: featureWords.map((word) => `+${word}`).join() });
+    const missing = vhostProtocolFeatureNames(offered.protocolFeatures).filter(
+      (name) => !rows.some((row) => row.startsWith(`| ${name.replace('VHOST_USER_PROTOCOL_F_', '')} `)),
+    );
+    assert.deepEqual(missing, []);
+  });
 });
 
 describe('docs/vhost-user.md, the table of messages', () => {
