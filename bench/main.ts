@@ -1,5 +1,6 @@
 /** `npm run bench -- NAME`: runs a benchmark, prints its table (or JSON) and writes its part of docs/performance.md. */
 import { parseArgs } from 'node:util';
+import { bridge, documentBridge, renderBridge } from './bridge.ts';
 import { chain, documentChain, renderChain } from './chain.ts';
 import { documentField, field, renderField } from './field.ts';
 import { documentGen, gen, renderGen } from './gen.ts';
@@ -20,14 +21,15 @@ const USAGE = `usage: npm run bench -- NAME [options]
   chain    packets a second through a chain of 1 to 5 guests, beside the same
   field    highest rate without loss and latency by size, by our own generator, beside the same
   tcp      TCP between Linux guests with and without TSO, beside Open vSwitch with DPDK
+  bridge   packets a second between two guests, beside the Linux bridge with vhost-net, within a guest
   ports    cost a packet on a switch of 256 ports beside one of two
   startup  from the start of the process to its ready line, from a guest's connect to its first packet
   latency  round trips between two guests that poll and two that sleep
   gen      packets a second of the generator, beside testpmd's txonly
   idle     CPU and memory with two connected guests that are quiet
 
-  --turns N        repetitions (v2v, paths, chain, ports and gen 5, field and tcp 3, startup 10)
-  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, gen 0.5, idle 10)
+  --turns N        repetitions (v2v, paths, chain, bridge, ports and gen 5, field and tcp 3, startup 10)
+  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, bridge 2, gen 0.5, idle 10)
   --bursts N       v2v, paths: bursts of 32 packets that circulate in each direction (${BURSTS})
   --only A,B       v2v: of ${subjectNames.join(', ')}
   --no-write       leave docs/performance.md as it is
@@ -89,6 +91,9 @@ async function main(): Promise<void> {
       break;
     case 'tcp':
       report(await tcp(number('turns', 3), number('seconds', 5), say), renderTcp, documentTcp);
+      break;
+    case 'bridge':
+      report(await bridge(number('turns', 5), number('seconds', 2), say), renderBridge, documentBridge);
       break;
     case 'ports':
       report(await ports(number('turns', 5), number('seconds', 3), say), renderPorts, documentPorts);

@@ -70,6 +70,7 @@ const MOST_TRAIN = 1024;
 const PORT_HELP = `
 A port is the socket of a vhost-user back-end, and what is to be different from the default:
   SOCKET[,role=client|server][,queues=N][,packed][,size=DESCRIPTORS][,mode=MODE][,mac=MAC][,capture=FILE]
+  /dev/vhost-net,interface=TAP sends into a TAP of the host instead.
 
 Ports are paired, the first with the second and so on: a port sends to its peer's address, and what is forwarded
 leaves by the peer.`;

@@ -161,8 +161,8 @@ function drain({ captures }: Layout): string | undefined {
 }
 
 async function openPort(port: GenPort): Promise<VirtioUser> {
-  const { path, role, queues, packed, features, timeout } = port;
-  const given = Object.entries({ role, queues, packed, features, timeout }).filter(
+  const { path, role, interface: tap, queues, packed, features, timeout } = port;
+  const given = Object.entries({ role, interface: tap, queues, packed, features, timeout }).filter(
     ([, value]) => value !== undefined,
   );
   try {

@@ -3,6 +3,7 @@
  * RangeError that says what was expected and what was found.
  */
 import { isIPv4, isIPv6 } from 'node:net';
+import { isInterfaceName } from '../sys/index.ts';
 import { MOST_FRAMES } from './frames.ts';
 import { type GenPort, MODES, type Mode, type Range, type Rate } from './types.ts';
 
@@ -55,6 +56,10 @@ const PORT_KEYS: Record<string, (port: NamedPort, value: string) => void> = {
   capture: (port, value) => {
     if (value === '') refuse('the name of a file', value);
     port.capture = value;
+  },
+  interface: (port, value) => {
+    if (!isInterfaceName(value)) refuse('the name of a TAP, such as tap0', value);
+    port.interface = value;
   },
 };
 

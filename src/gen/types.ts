@@ -6,8 +6,8 @@ export const MODES = ['txonly', 'rxonly', 'io', 'mac', 'macswap', 'flowgen', 'ic
 export type Mode = (typeof MODES)[number];
 
 export interface GenPort
-  extends Pick<VirtioUserOptions, 'role' | 'queues' | 'packed' | 'features' | 'timeout'> {
-  /** The back-end's socket, or ours with `role: 'server'`. */
+  extends Pick<VirtioUserOptions, 'role' | 'interface' | 'queues' | 'packed' | 'features' | 'timeout'> {
+  /** The back-end's socket, or ours with `role: 'server'`; or a device of the kernel, `/dev/vhost-net`. */
   path: string;
   /** Descriptors of each ring; default 1024. */
   queueSize?: number;

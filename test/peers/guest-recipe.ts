@@ -65,7 +65,7 @@ export const GUEST: Recipe = {
 export const DEVICES_GUEST: Recipe = {
   suite: 'trixie',
   modules: [
-    ...['virtio_pci', 'virtio_net', '9pnet_virtio', '9p', 'overlay'],
+    ...['virtio_pci', 'virtio_net', '9pnet_virtio', '9p', 'overlay', 'bridge'],
     ...['tun', 'vhost_net', 'vdpa', 'vduse', 'vhost_vdpa', 'virtio_vdpa'],
   ],
   programs: [...PROGRAMS, ['vdpa', 'sbin/vdpa', 'iproute2']],
