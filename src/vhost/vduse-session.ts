@@ -209,6 +209,8 @@ export class VduseSession {
 
   /** Starts the rings that are ready; with vhost_vdpa they may get so long after DRIVER_OK, and nobody tells. */
   async #look(): Promise<void> {
+    // The driver may have reset the device since.
+    if ((this.#status & deviceStatus.DRIVER_OK) === 0) return;
     let late = false;
     for (let index = 0; index < this.#device.queuePairs * 2; index++) {
       if (this.#device.queues[index]?.setup || this.#failed.has(index)) continue;
@@ -217,8 +219,11 @@ export class VduseSession {
       if (ring.ready && ring.size > 0) await this.#startRing(index, ring);
       else late = true;
     }
-    this.#stopLooking();
-    if (!late) return;
+    if (!late) {
+      this.#stopLooking();
+      return;
+    }
+    if (this.#timer) clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#then(() => this.#look()), this.#delay);
     this.#delay = Math.min(2 * this.#delay, LAST_LOOK);
   }
@@ -234,9 +239,7 @@ export class VduseSession {
       const wrong = !this.#device.packed && (size & (size - 1)) !== 0;
       if (size > MAX_RING || wrong)
         throw new Error(`size ${size}, a power of 2 of at most ${MAX_RING} expected`);
-      // Only what comes from the driver is waited for.
-      const kickFd = index % 2 === 1 ? eventfd() : -1;
-      if (kickFd >= 0) this.#kernel.setKick(index, kickFd);
+      const { kickFd, callFd } = this.#notifiers(index);
       await this.#device.startVring(index, {
         size,
         base,
@@ -244,7 +247,7 @@ export class VduseSession {
         availUser: driver,
         usedUser: device,
         kickFd,
-        callFd: duplicateFd(this.#kernel.fd),
+        callFd,
         callQueue: index,
         errFd: -1,
         enabled: true,
@@ -252,6 +255,18 @@ export class VduseSession {
     } catch (error) {
       this.#failed.add(index);
       this.#options.onError(`queue ${index}: ${(error as Error).message}`);
+    }
+  }
+
+  /** Descriptors of a ring, for the device to own. Only what comes from the driver is waited for. */
+  #notifiers(index: number): { kickFd: number; callFd: number } {
+    const kickFd = index % 2 === 1 ? eventfd() : -1;
+    try {
+      if (kickFd >= 0) this.#kernel.setKick(index, kickFd);
+      return { kickFd, callFd: duplicateFd(this.#kernel.fd) };
+    } catch (error) {
+      if (kickFd >= 0) closeFd(kickFd);
+      throw error;
     }
   }
 
@@ -268,7 +283,13 @@ export class VduseSession {
         ({ guestAddress, size }) => page >= guestAddress && page < guestAddress + size,
       );
       // Mapped meanwhile, by the answer for another page: that one has told all rings.
-      if (!known) await this.#map(page);
+      if (known) continue;
+      try {
+        await this.#map(page);
+      } catch (error) {
+        // The pages behind it are waited for as well.
+        this.#options.onError((error as Error).message);
+      }
     }
   }
 
