@@ -50,6 +50,7 @@ export class TapEnd implements End {
   #unwatch: () => void = () => {};
   #retry: NodeJS.Timeout | null = null;
   #up = false;
+  #closed = false;
   connections = 1;
 
   /** Attaches to the interface, or makes it. Throws an Error that says what is missing. */
@@ -102,6 +103,7 @@ export class TapEnd implements End {
     this.#link!.error(`interface ${this.#name}: ${words}`);
     await this.#link!.close(`interface ${this.#name} is gone`);
     this.#closeFds();
+    if (this.#closed) return;
     this.#retry = setTimeout(() => this.#again(), RETRY);
   }
 
@@ -127,6 +129,7 @@ export class TapEnd implements End {
   }
 
   async close(): Promise<void> {
+    this.#closed = true;
     if (this.#retry) clearTimeout(this.#retry);
     this.#unwatch();
     this.#closeFds();
