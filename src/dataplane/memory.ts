@@ -94,9 +94,12 @@ function translation(vring: Vring, address: u64, access: u32): Region {
 /** How many buffers on a translation is looked for before it is needed. */
 export const AHEAD: u32 = 32;
 
-/** Tells the control plane, once until it has looked, if a buffer that will be needed has no translation. */
-export function foresee(vring: Vring, address: u64): void {
-  if (changetype<usize>(translation(vring, address, ACCESS_WRITE)) != 0) return;
+/**
+ * Tells the control plane, once until it has looked, if a buffer that will be needed has no translation, or the table
+ * of its parts has none.
+ */
+export function foresee(vring: Vring, address: u64, isTable: bool): void {
+  if (changetype<usize>(translation(vring, address, isTable ? ACCESS_READ : ACCESS_WRITE)) != 0) return;
   vring.asking = 1;
   worker().brokenCount += 1;
 }

@@ -364,8 +364,10 @@ export function fill(vring: Vring, count: u32, every: bool): void {
 function lookAhead(vring: Vring): void {
   for (let ahead = min(AHEAD, vring.size) - 1; ; ahead >>= 1) {
     const position = advance(vring, vring.lastAvail, ahead);
-    if (available(meta(vring, position), position)) {
-      foresee(vring, load<u64>(vring.desc + (<usize>(position & INDEX) << 4)));
+    const word = meta(vring, position);
+    if (available(word, position)) {
+      const address = load<u64>(vring.desc + (<usize>(position & INDEX) << 4));
+      foresee(vring, address, (<u32>(word >> 48) & INDIRECT_TABLE) != 0);
       return;
     }
     if (ahead == 0) return;

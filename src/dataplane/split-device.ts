@@ -268,7 +268,9 @@ export function fill(vring: Vring, count: u32, every: bool): void {
 function lookAhead(vring: Vring): void {
   const free = min((availIdx(vring) - vring.lastAvail) & 0xffff, AHEAD);
   const head = availRing(vring, vring.lastAvail + free - 1);
-  if (free > 0 && head < vring.size) foresee(vring, load<u64>(vring.desc + (<usize>head << 4)));
+  if (free == 0 || head >= vring.size) return;
+  const descriptor = vring.desc + (<usize>head << 4);
+  foresee(vring, load<u64>(descriptor), (load<u16>(descriptor, 12) & INDIRECT_TABLE) != 0);
 }
 
 const WRITE_AND_TABLE: u64 = WRITE | INDIRECT_TABLE;

@@ -57,8 +57,8 @@ const USED = 0x8000;
 const WRAP = 0x8000;
 
 /**
- * Pages of the next buffers, `most` of them, that a ring has been given and not worked on yet, with what it will do there; read from guest
- * memory as it is, so of no more worth than a question. Tables are not followed.
+ * Pages of the next `most` buffers that a ring has been given and not worked on yet, with what it will do there; read
+ * from guest memory as it is, so of no more worth than a question. Tables are not followed.
  */
 export function* buffersAhead(
   view: DataView,
