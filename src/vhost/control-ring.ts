@@ -5,6 +5,9 @@
  * While the ring is to change (stopped, moved, its memory replaced) it is held: the command in work is answered
  * first, and no other begins. A guest that never stops sending commands gets turns between which everything else of
  * this thread has its own.
+ *
+ * Guest memory is looked at by this thread, which must not wait for a page of it: no control queue goes together with
+ * postcopy (backend.ts).
  */
 import { setImmediate as turn } from 'node:timers/promises';
 import type { Arena, Structures, VringStruct } from '../arena/index.ts';
@@ -28,8 +31,6 @@ export interface ControlRingContext {
   execute(command: Uint8Array): Promise<number>;
   /** Interrupts the guest, if it wants that. */
   interrupt(): void;
-  /** May the guest's memory be looked at without waiting for it? It may not while it comes by postcopy. */
-  ready(): boolean;
   /** The ring broke, or waits for a translation. */
   onStopped(): void;
 }
@@ -38,7 +39,6 @@ export class ControlRing {
   readonly #context: ControlRingContext;
   #kickFd = -1;
   #timer: NodeJS.Timeout | undefined;
-  #later: NodeJS.Timeout | undefined;
   /** Holds that were not released yet. */
   #holds = 0;
   #working: Promise<void> | undefined;
@@ -66,22 +66,13 @@ export class ControlRing {
     if (this.#kickFd >= 0) this.#context.poller.remove(this.#kickFd);
     this.#kickFd = -1;
     clearInterval(this.#timer);
-    clearTimeout(this.#later);
     this.#timer = undefined;
-    this.#later = undefined;
   }
 
   /** There may be commands. */
   look(): void {
     this.#again = true;
     if (this.#holds > 0 || this.#working) return;
-    if (!this.#context.ready()) {
-      this.#later ??= setTimeout(() => {
-        this.#later = undefined;
-        this.look();
-      }, LOOK);
-      return;
-    }
     this.#working = this.#work().finally(() => {
       this.#working = undefined;
       // It may have come while the last look ended.
@@ -124,7 +115,7 @@ export class ControlRing {
   #mayRun(): boolean {
     const { vring } = this.#context;
     if (vring.get('state') !== RUNNING || vring.get('enabled') !== 1) return false;
-    if (this.#holds === 0 && this.#context.ready()) return true;
+    if (this.#holds === 0) return true;
     this.#again = true;
     return false;
   }

@@ -408,7 +408,6 @@ export class NetDevice implements VhostUserDevice {
         const fd = q.setup?.callFd ?? -1;
         if (fd >= 0) this.#workers.notify(fd);
       },
-      ready: () => !this.#postcopy?.active,
       onStopped: () => {
         if (vring.get('state') === BROKEN) this.#report(q);
         else this.#retry(q);
@@ -507,8 +506,9 @@ export class NetDevice implements VhostUserDevice {
     const stopped = this.queues.filter((q) => isRunning(q) || this.#isPostponed(q));
     for (const q of stopped) q.vring.set('state', STOPPED);
     await this.#workers.quiesce();
-    // One may have broken in its last round.
-    const running = stopped.filter((q) => q.vring.get('state') !== BROKEN);
+    // One may have broken in its last round, before or after its state was set.
+    const running = stopped.filter((q) => q.vring.get('error') === 0);
+    for (const q of stopped) if (!running.includes(q)) this.#stayBroken(q);
     for (const q of running) q.vring.set('state', STOPPED);
     change(running);
     for (const q of running) this.#goOn(q);
@@ -658,6 +658,9 @@ export class NetDevice implements VhostUserDevice {
 
   /** What #takeUp and #launch do in the ring's memory, which may be long in coming. */
   async #takeUpLate(q: Queue, setup: VringSetup, postcopy: Postcopy): Promise<void> {
+    // What they say of a ring is done in its memory, by this thread.
+    if (this.#inflight)
+      throw new Error('notes of buffers in work can not be read while memory comes by postcopy');
     const used = this.#arena.base + BigInt(q.vring.get('used'));
     const index = this.packed ? 0 : (await postcopy.read(used + 2n, 2)).readUInt16LE();
     this.#takeUp(q, setup, index);
@@ -732,6 +735,11 @@ export class NetDevice implements VhostUserDevice {
   #retry(q: Queue): void {
     const { vring } = q;
     if (vring.get('state') !== WAITING || !this.#iotlb) return;
+    // It broke just as it was made to wait.
+    if (vring.get('error') !== 0) {
+      this.#stayBroken(q);
+      return;
+    }
     if (!q.placed) {
       this.#goOn(q);
       return;
@@ -751,6 +759,12 @@ export class NetDevice implements VhostUserDevice {
     }
     this.#misses.ask(address, needed, q.missing !== address);
     q.missing = address;
+  }
+
+  /** A worker broke the ring at the moment at which its state was set to another one. */
+  #stayBroken(q: Queue): void {
+    q.vring.set('state', BROKEN);
+    this.#report(q);
   }
 
   /** Breaks a ring that waits for a translation which there won't be. */
@@ -900,7 +914,6 @@ export class NetDevice implements VhostUserDevice {
     for (const q of this.queues) q.vring.set('inflight', 0);
     this.#inflight?.close();
     this.#inflight = null;
-    this.memory.clear();
     this.#mtu = this.#limits.mtu ?? null;
     this.#config = this.#initialConfig();
   }

@@ -132,8 +132,7 @@ export class Postcopy {
     const result = aside.then(async () => {
       this.#checkThere();
       const timer = setTimeout(() => this.#giveUp(), this.#options.patience);
-      const value = await access();
-      clearTimeout(timer);
+      const value = await access().finally(() => clearTimeout(timer));
       this.#checkThere();
       return value;
     });

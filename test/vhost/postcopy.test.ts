@@ -113,7 +113,8 @@ describe('a guest whose memory comes later', () => {
     guest.start();
     await until(() => {
       guest.serve();
-      return stage.port.queues[1]?.state === 'running';
+      // From then on its worker has all that it looks at.
+      return stage.port.queues[1]?.state === 'running' && guest.asked.includes(LateGuest.avail);
     }, 'the queue runs');
     await guest.share();
     await guest.share();
@@ -329,6 +330,25 @@ describe('what is refused', () => {
     const answer = await guest.ask(R.SET_INFLIGHT_FD, notes, m.FLAG_NEED_REPLY, [guest.fd]);
     assert.equal(m.decodeU64(answer.payload), 1n);
     said(/SET_INFLIGHT_FD: notes of buffers in work can not be read while memory comes by postcopy/);
+    guest.close();
+    await stage.unharmed();
+  });
+
+  test('notes of buffers in work that were there before', async (t) => {
+    const guest = late(t);
+    guest.negotiate();
+    const file = memfd('notes', 0x8000);
+    const notes = m.encodeInflight({ size: 0x8000n, offset: 0n, queues: 2, queueSize: 64 });
+    const answer = await guest.ask(R.SET_INFLIGHT_FD, notes, m.FLAG_NEED_REPLY, [file]);
+    closeFd(file);
+    assert.equal(m.decodeU64(answer.payload), 0n);
+    await guest.listen();
+    await guest.share();
+    guest.know();
+    guest.describe();
+    assert.equal(await guest.number(R.SET_VRING_KICK, m.encodeVringIndex(1, false)), 1n);
+    said(/queue 1: notes of buffers in work can not be read while memory comes by postcopy/);
+    assert.equal(guest.pages, 0, 'nothing was touched');
     guest.close();
     await stage.unharmed();
   });
