@@ -29,12 +29,12 @@ const DESTINATION_OPTIONS: u32 = 60;
 const HOME_ADDRESS: u32 = 0xc9;
 const HOME_ROUTING: u32 = 2;
 
-/** Takes the hash of a frame of `length` bytes and writes it down. True: there is one. */
-export function hashFrame(reception: Reception, frame: usize, length: u32): bool {
+/** Takes the hash of a frame of `length` bytes and writes it down; zeros: there is none. */
+export function hashFrame(reception: Reception, frame: usize, length: u32): void {
   const type = hashTypeOf(reception.hashTypes, frame, length);
   if (type == 0) {
     store<u64>(frame - HASH, 0);
-    return false;
+    return;
   }
   const table = changetype<usize>(reception) + TOEPLITZ_OFFSET;
   const ip = frame + network;
@@ -51,7 +51,6 @@ export function hashFrame(reception: Reception, frame: usize, length: u32): bool
   }
   if (!(type & (IPV4 | IPV6 | IP_EX))) hash ^= sum(table, at, frame + transport, 4);
   store<u64>(frame - HASH, <u64>hash | (<u64>(ctz(type) + 1) << 32));
-  return true;
 }
 
 /** The one hash type, of those enabled, that a frame has; 0: none. Leaves what parse() found. */

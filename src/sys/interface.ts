@@ -1,4 +1,5 @@
 /** Network interfaces of this process's network namespace: their flags, numbers, and word of changes (netdevice(7)). */
+import { EPOLLIN } from './epoll.ts';
 import { check, isSystemError } from './errors.ts';
 import { closeFd } from './fd.ts';
 import { ioctl } from './ioctl.ts';
@@ -21,9 +22,9 @@ const IFF_UP = 1;
 
 /** Bytes of an interface's name without the final zero. */
 export const MAX_INTERFACE_NAME = 15;
-/** struct ifreq; what is asked for stands behind the name. */
+/** struct ifreq; what is asked for stands behind the name, at `IFREQ_VALUE`. */
 const IFREQ = 40;
-const VALUE = 16;
+export const IFREQ_VALUE = 16;
 
 /** A struct ifreq with this name. */
 export function interfaceRequest(name: string): Buffer {
@@ -46,7 +47,7 @@ function query(name: string, request: number): Buffer | undefined {
   const argument = interfaceRequest(name);
   try {
     ask(request, argument);
-    return argument.subarray(VALUE);
+    return argument.subarray(IFREQ_VALUE);
   } catch (error) {
     if (isSystemError(error, 'ENODEV', 'ENXIO')) return undefined;
     throw error;
@@ -69,7 +70,7 @@ export function isInterfaceUp(name: string): boolean | undefined {
 export function setInterfaceUp(name: string): void {
   const argument = interfaceRequest(name);
   ask(SIOCGIFFLAGS, argument);
-  argument.writeUInt16LE(argument.readUInt16LE(VALUE) | IFF_UP, VALUE);
+  argument.writeUInt16LE(argument.readUInt16LE(IFREQ_VALUE) | IFF_UP, IFREQ_VALUE);
   ask(SIOCSIFFLAGS, argument);
 }
 
@@ -87,7 +88,7 @@ export function watchInterfaces(poller: Poller, changed: () => void): () => void
     address.writeUInt16LE(AF_NETLINK, 0);
     address.writeUInt32LE(RTMGRP_LINK, 8);
     check(libc.bind(fd, address, address.length), 'bind', 'AF_NETLINK');
-    poller.add(fd, 1, () => {
+    poller.add(fd, EPOLLIN, () => {
       // Whether some were lost (ENOBUFS) or read: what they say is looked up anyway.
       for (let i = 0; i < 64 && libc.read(fd, message, message.length) > 0; i++);
       changed();

@@ -4,6 +4,7 @@
  */
 import { closeSync, openSync } from 'node:fs';
 import { isSystemError, SystemError } from './errors.ts';
+import { IFREQ_VALUE, interfaceRequest, MAX_INTERFACE_NAME } from './interface.ts';
 import { ioctl, ioctlNumber } from './ioctl.ts';
 import { pinned } from './libc.ts';
 
@@ -33,9 +34,6 @@ export const tapOffloads = {
 } as const;
 
 const DEVICE = '/dev/net/tun';
-const IFREQ_LENGTH = 40;
-const NAME_LENGTH = 16;
-const FLAGS = 16;
 
 /**
  * Opens `queues` queues of the TAP `name`, which is made where it isn't there, and then goes with its last
@@ -62,7 +60,10 @@ export function openTap(name: string, queues: number): number[] {
 /** Can a network interface be called so? 1 to 15 bytes, without blanks, slashes and colons. */
 export function isInterfaceName(name: string): boolean {
   return (
-    name !== '' && Buffer.byteLength(name) < NAME_LENGTH && !/[/:\s%]/.test(name) && !/^\.\.?$/.test(name)
+    name !== '' &&
+    Buffer.byteLength(name) <= MAX_INTERFACE_NAME &&
+    !/[/:\s%]/.test(name) &&
+    !/^\.\.?$/.test(name)
   );
 }
 
@@ -85,9 +86,8 @@ function openTun(): number {
 /** A TAP that was made with several queues doesn't take a descriptor without the flag, and the other way round. */
 function attach(fd: number, name: string, queues: number): void {
   const set = (flags: number) => {
-    const request = pinned(IFREQ_LENGTH);
-    request.write(name, 0, 'utf8');
-    request.writeUInt16LE(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags, FLAGS);
+    const request = interfaceRequest(name);
+    request.writeUInt16LE(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags, IFREQ_VALUE);
     ioctl(fd, TUNSETIFF, request);
   };
   try {
@@ -112,7 +112,7 @@ function attach(fd: number, name: string, queues: number): void {
 /** False once the interface was removed: the descriptor is open, and nothing is behind it. */
 export function tapIsThere(fd: number): boolean {
   try {
-    ioctl(fd, TUNGETIFF, pinned(IFREQ_LENGTH));
+    ioctl(fd, TUNGETIFF, interfaceRequest(''));
     return true;
   } catch (error) {
     if (isSystemError(error, 'EBADFD')) return false;
@@ -139,8 +139,8 @@ export function setTapOffloads(fd: number, bits: number): boolean {
 
 /** Detaches a queue, so that the kernel spreads flows over the others, or attaches it again. */
 export function setTapQueue(fd: number, attached: boolean): void {
-  const request = pinned(IFREQ_LENGTH);
-  request.writeUInt16LE(attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE, FLAGS);
+  const request = interfaceRequest('');
+  request.writeUInt16LE(attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE, IFREQ_VALUE);
   ioctl(fd, TUNSETQUEUE, request);
 }
 

@@ -4,6 +4,7 @@
  */
 import { DeviceFile, type DeviceFileOptions, ioctlNumber } from '../sys/index.ts';
 import type { VringLayout } from './frontend.ts';
+import { encodeU64 } from './messages.ts';
 
 const VHOST_VIRTIO = 0xaf;
 const request = (direction: 'none' | 'read' | 'write' | 'both', number: number, size: number) =>
@@ -66,7 +67,7 @@ export class VhostFile {
   }
 
   async setFeatures(bits: bigint): Promise<void> {
-    await this.call('VHOST_SET_FEATURES', u64(bits));
+    await this.call('VHOST_SET_FEATURES', encodeU64(bits));
   }
 
   /** A request on a ring that takes one number: a size, a position, a descriptor (-1: none), on or off. */
@@ -100,12 +101,6 @@ export class VhostFile {
 
 export function view(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
-
-export function u64(value: bigint): Uint8Array {
-  const bytes = new Uint8Array(8);
-  view(bytes).setBigUint64(0, value, true);
-  return bytes;
 }
 
 /** struct vhost_vring_state, and struct vhost_vring_file. */

@@ -6,7 +6,8 @@
  * answered when the device has answered, which may be another process, or this one.
  */
 import { closeFd, drain, EPOLLIN, eventfd, type Poller } from '../sys/index.ts';
-import { u64, VhostFile, view } from '../vhost/kernel.ts';
+import { VhostFile, view } from '../vhost/kernel.ts';
+import { encodeU64 } from '../vhost/messages.ts';
 import { featureNames, features } from '../virtio/features.ts';
 import { decodeNetConfig, NET_CONFIG_LENGTH } from '../virtio/net-config.ts';
 import { deviceStatus, statusNames } from '../virtio/status.ts';
@@ -102,7 +103,7 @@ export class VhostVdpaTransport implements Transport {
       throw new Error(
         `${this.#options.path}: the kernel has no IOTLB messages of version 2, Linux 5.7 or later expected`,
       );
-    await device.call('VHOST_SET_BACKEND_FEATURES', u64(known));
+    await device.call('VHOST_SET_BACKEND_FEATURES', encodeU64(known));
     this.#batch = (known & VHOST_BACKEND_F_IOTLB_BATCH) !== 0n;
     await this.#watchConfig();
     return { features: this.#agreed, queuePairs: 1, inflight: false };
