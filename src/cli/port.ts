@@ -14,6 +14,7 @@ A port is NAME=TYPE:TARGET[,key=value…]:
                        tap:INTERFACE of the host, attached to or made; queues=N, default 1
                        af-packet:INTERFACE of the host, such as a network card; queues=N, default 1
                        stream:PATH of a unix socket for frames, as QEMU's -netdev stream; with a role
+                       vxlan:ADDRESS[:PORT] of another host; vni=N, and local=ADDRESS[:PORT] of this one
                        user: what this user reaches, without root, by passt; options='…' are more of passt's
                        null: nobody, what is sent there is forgotten
   role=server|client   server (default): listens on PATH; client: dials it, again when it is gone

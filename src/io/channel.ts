@@ -43,8 +43,8 @@ export interface RingSetup {
 export type EndSetup =
   /** A TAP: a frame with its virtio-net header a read or a write. */
   | { kind: 'file'; fd: number }
-  /** A socket that has a frame in each message. */
-  | { kind: 'messages'; fd: number }
+  /** A socket that has a frame in each message; `sendFd`: another one to send by. */
+  | { kind: 'messages'; fd: number; sendFd?: number }
   /** A stream of bytes, frames behind their lengths; `buffers`: two of `size` bytes, in the arena. */
   | { kind: 'stream'; fd: number; buffers: number; size: number }
   /** Nobody: what comes is forgotten. */
@@ -268,10 +268,12 @@ class FileChannel extends Direct {
 /** A frame a message of a socket. */
 class MessageChannel extends Direct {
   readonly #fd: number;
+  readonly #sendFd: number;
 
-  constructor(context: ThreadContext, queue: QueueSetup, fd: number) {
+  constructor(context: ThreadContext, queue: QueueSetup, fd: number, sendFd: number) {
     super(context, queue);
     this.#fd = fd;
+    this.#sendFd = sendFd;
   }
 
   protected toSwitch(): boolean {
@@ -299,7 +301,11 @@ class MessageChannel extends Direct {
     const { base } = this.context;
     let done = 0;
     while (done < count) {
-      const sent = sendMessages(this.#fd, base + this.outMessages + (first + done) * MESSAGE, count - done);
+      const sent = sendMessages(
+        this.#sendFd,
+        base + this.outMessages + (first + done) * MESSAGE,
+        count - done,
+      );
       if (sent > 0) {
         done += sent;
       } else if (isNotReady(sent)) {
@@ -404,7 +410,7 @@ export function makeChannel(context: ThreadContext, queue: QueueSetup, end: EndS
     case 'file':
       return new FileChannel(context, queue, end.fd);
     case 'messages':
-      return new MessageChannel(context, queue, end.fd);
+      return new MessageChannel(context, queue, end.fd, end.sendFd ?? end.fd);
     case 'stream':
       return new StreamChannel(context, queue, end);
     case 'sink':

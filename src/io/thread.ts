@@ -59,6 +59,7 @@ function run(setup: ThreadSetup, control: MessagePort): void {
     watched.set(id, []);
     channels.set(id, makeChannel(context, queue, end));
     if (end.kind !== 'sink') watch(id, end.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP, END);
+    if (end.kind === 'messages' && end.sendFd !== undefined) watch(id, end.sendFd, EPOLLOUT, END);
     watch(id, queue.fromKernel.callFd, EPOLLIN, FED);
     watch(id, queue.toKernel.callFd, EPOLLIN, FILLED);
   };

@@ -7,6 +7,7 @@
  * A comma that belongs to the target is written twice there, as in QEMU's options.
  */
 import { z } from 'zod';
+import { udpTarget } from '../ports/addresses.ts';
 import { choiceFaults, featureWords } from '../ports/features.ts';
 import { MAX_INTERFACE_NAME } from '../sys/index.ts';
 import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
@@ -105,6 +106,11 @@ const interfaceName = (() => {
   return z.string(told).regex(/^(?!\.{1,2}$)[A-Za-z0-9_.-]{1,15}$/, told);
 })();
 
+const udpAddress = (() => {
+  const told = expected('an IP address, with a port or without, such as "192.0.2.1" or "[2001:db8::1]:4789"');
+  return z.string(told).refine((text) => udpTarget(text) !== undefined, told);
+})();
+
 const nothing = z.literal('', expected('nothing behind the colon, such as "net=user:"'));
 
 interface Kind {
@@ -122,6 +128,7 @@ const KINDS: Record<PortType, Kind> = {
   tap: { target: interfaceName, options: ['queues'] },
   'af-packet': { target: interfaceName, options: ['queues'] },
   stream: { target: socketPath, options: ['role'] },
+  vxlan: { target: udpAddress, options: ['vni', 'local'] },
   user: { target: nothing, options: ['options'], shared: true },
   null: { target: nothing, options: [], shared: true },
 };
@@ -150,6 +157,8 @@ const portObject = z.strictObject(
     mtu: wholeNumber(MIN_MTU, MAX_MTU).optional(),
     speed: wholeNumber(1, 0x7fff_ffff, ' of Mbit/s').optional(),
     options: passtOptions.optional(),
+    vni: wholeNumber(0, 0xff_ffff).optional(),
+    local: udpAddress.optional(),
   },
   expected(`a port: a map with name, type and target, or one line such as "${EXAMPLE}"`),
 );

@@ -17,6 +17,7 @@ import { TapEnd } from '../ports/tap.ts';
 import { UserEnd } from '../ports/user.ts';
 import { VdusePort } from '../ports/vduse.ts';
 import { VhostUserPort } from '../ports/vhost-user.ts';
+import { VxlanEnd } from '../ports/vxlan.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
 import { Workers } from '../workers/workers.ts';
 import { difference } from './apply.ts';
@@ -367,6 +368,8 @@ function openPort(spec: PortSpec, context: PortContext): Port {
       return new KernelPort(spec, context, new AfPacketEnd(spec, context.poller));
     case 'stream':
       return new KernelPort(spec, context, new StreamEnd(spec, context));
+    case 'vxlan':
+      return new KernelPort(spec, context, new VxlanEnd(spec));
     case 'user':
       return new KernelPort(spec, context, new UserEnd(spec, context));
     case 'null':

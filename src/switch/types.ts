@@ -12,10 +12,10 @@ export type Role = 'server' | 'client';
 
 /**
  * What a port leads to. `vhost-user`: a virtual machine; `vduse`: a vDPA device of the kernel; `tap`: an interface of
- * the host's kernel that is made for it; `af-packet`: an interface of the host, such as a network card; `stream`: a program that takes frames from a unix socket; `user`: what this user
- * can reach, by passt; `null`: nobody. docs/ports.md has a section on each.
+ * the host's kernel that is made for it; `af-packet`: an interface of the host, such as a network card; `stream`: a program that takes frames from a unix socket; `vxlan`: a tunnel to
+ * another host; `user`: what this user can reach, by passt; `null`: nobody. docs/ports.md has a section on each.
  */
-export type PortType = 'vhost-user' | 'vduse' | 'tap' | 'af-packet' | 'stream' | 'user' | 'null';
+export type PortType = 'vhost-user' | 'vduse' | 'tap' | 'af-packet' | 'stream' | 'vxlan' | 'user' | 'null';
 
 /** A port as configured. */
 export interface PortSpec {
@@ -38,6 +38,10 @@ export interface PortSpec {
   mtu?: number;
   /** Mbit/s that the guest is told of; default: unknown. */
   speed?: number;
+  /** Of `vxlan`: the number of the network, 0 to 16777215; default 0. */
+  vni?: number;
+  /** Of `vxlan`: the address and port of ours, such as `192.0.2.1` or `192.0.2.1:4789`; default: all, port 4789. */
+  local?: string;
   /** Of `user`: more options of passt, separated by blanks. */
   options?: string;
 }

@@ -1,4 +1,6 @@
 /** Linux for the rest of Vireo: one small typed interface over the C library. */
+
+export * from './datagram-socket.ts';
 export * from './device-file.ts';
 export * from './epoll.ts';
 export * from './errors.ts';

@@ -1,0 +1,18 @@
+/** Addresses in the targets of ports. */
+import { isIPv4, isIPv6 } from 'node:net';
+
+export interface UdpTarget {
+  address: string;
+  port: number | undefined;
+}
+
+/** `192.0.2.1`, `192.0.2.1:4789`, `2001:db8::1`, `[2001:db8::1]:4789`; undefined: it is none of these. */
+export function udpTarget(text: string): UdpTarget | undefined {
+  const [, bracketed, plain, digits] = /^(?:\[([^\]]*)\]|([^:]*))(?::(\d{1,5}))?$/.exec(text) ?? [];
+  const address = isIPv6(text) ? text : (bracketed ?? plain ?? '');
+  const port = isIPv6(text) || digits === undefined ? undefined : Number(digits);
+  const isAddress = bracketed === undefined ? isIPv4(address) || isIPv6(text) : isIPv6(address);
+  // An address of IPv6 with one of IPv4 in it, or with a zone, has no use here.
+  if (!isAddress || /[.%].*:|:.*[.%]/.test(address) || port === 0 || (port ?? 1) > 65_535) return undefined;
+  return { address, port };
+}
