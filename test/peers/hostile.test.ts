@@ -19,7 +19,11 @@ test('DPDK guests go on while a third port is attacked', { skip: skipWithout('dp
   const at = (name: string) => join(directory.path, name);
   await using vswitch = await createSwitch({
     workers: 2,
-    ports: ['a', 'b', 'bad'].map((name) => ({ name, type: 'vhost-user', target: at(name) })),
+    ports: ['a', 'b', 'bad'].map((name) => ({
+      ...{ name, type: 'vhost-user', target: at(name) },
+      // All that a port may offer, to the attacker.
+      ...(name === 'bad' ? { features: '+config,+in-band,+postcopy' } : {}),
+    })),
   });
   await using guests = await Testpmd.start({
     vdevs: ['a', 'b'].map((name, i) => virtioUser(i, { path: at(name), mac: `02:00:00:00:00:0${i + 1}` })),
@@ -43,7 +47,7 @@ test('DPDK guests go on while a third port is attacked', { skip: skipWithout('dp
   for (const { act } of all) {
     const { connections } = vswitch.port('bad');
     const a = new Attacker(at('bad'), ram);
-    act(a);
+    await act(a);
     a.close();
     await until('the port free again', 20_000, () => {
       const port = vswitch.port('bad');
