@@ -5,6 +5,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { clock } from '../arena/index.ts';
 import { VirtioUser } from '../virtio-user/device.ts';
+import type { VirtioUserError } from '../virtio-user/errors.ts';
 import { Layout, type RunTask } from './layout.ts';
 import { RING } from './plan.ts';
 import { collect, progress } from './results.ts';
@@ -168,7 +169,11 @@ async function openPort(port: GenPort): Promise<VirtioUser> {
   try {
     return await VirtioUser.open({ path, queueSize: port.queueSize ?? RING, ...Object.fromEntries(given) });
   } catch (error) {
-    throw new Error(`${path}: ${(error as Error).message}`);
+    const { code, message } = error as VirtioUserError;
+    // Devices of the kernel say themselves what is missing.
+    const dialled = code === 'NO_BACKEND' && role !== 'server' && !path.startsWith('/dev/');
+    const advice = dialled ? '; start the back-end first, or wait for one that dials with role=server' : '';
+    throw new Error(`${path}: ${message}${advice}`);
   }
 }
 
