@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { after, before, describe, it } from 'node:test';
+import { Command } from 'commander';
 import { featureWords, offeredFeatures } from '../../src/ports/features.ts';
 import { closeFd, eventfd, type PollerLease, sharedPoller } from '../../src/sys/index.ts';
 import { FLAG_REPLY, requestRule, requests } from '../../src/vhost/messages.ts';
@@ -42,6 +43,33 @@ describe('README and docs', () => {
       }
     });
   }
+});
+
+describe('docs/cli.md and docs/gen.md', () => {
+  const text = pages.flatMap(({ name, text }) => (/(cli|gen)\.md$/.test(name) ? [text] : [])).join();
+  const program = new Command();
+  before(async () => {
+    const folder = join(root, 'dist/src/cli');
+    for (const file of readdirSync(folder).filter((name) => name.endsWith('.js') && name !== 'main.js')) {
+      const exported: Record<string, unknown> = await import(join(folder, file));
+      for (const [name, declare] of Object.entries(exported))
+        if (name.startsWith('declare')) (declare as (program: Command) => void)(program);
+    }
+  });
+
+  it('have each command and each option', () => {
+    const missing: string[] = [];
+    const look = (command: Command, words: string) => {
+      // A heading may have several: "vireo port add, port del".
+      if (!new RegExp(`(?:vireo |, )${words}\\b`).test(text)) missing.push(words);
+      for (const { long } of command.options)
+        if (long && !text.includes(long)) missing.push(`${words} ${long}`);
+      for (const sub of command.commands) look(sub, `${words} ${sub.name()}`);
+    };
+    assert.ok(program.commands.length >= 10);
+    for (const command of program.commands) look(command, command.name());
+    assert.deepEqual(missing, []);
+  });
 });
 
 describe('docs/vhost-user.md, the tables of features', () => {
