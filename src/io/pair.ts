@@ -186,7 +186,8 @@ export class Pair {
         if (!ended) onEnd(reason);
         ended = true;
       };
-      this.#channels = ends.map((end, i) => this.#seats[i]!.open(this.#queues[i]!, end, { onEnd: once }));
+      for (const [i, end] of ends.entries())
+        this.#channels.push(this.#seats[i]!.open(this.#queues[i]!, end, { onEnd: once }));
     });
   }
 
@@ -199,8 +200,9 @@ export class Pair {
     });
   }
 
-  /** Takes the channels away; after it the descriptors may be closed. */
+  /** Takes the channels away, whatever went wrong before; after it the descriptors may be closed. */
   detach(): Promise<void> {
+    this.#last = this.#last.catch(() => {});
     return this.#then(async () => {
       await Promise.all(this.#channels.map((channel) => channel.close()));
       this.#channels = [];
