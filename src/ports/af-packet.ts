@@ -56,7 +56,11 @@ export class AfPacketEnd implements End {
     if (this.#index === undefined)
       throw new Error(`there is no interface ${this.#name}: \`ip link\` lists those that are`);
     try {
-      this.#unwatch = watchInterfaces(poller, () => this.#look());
+      this.#unwatch = watchInterfaces(
+        poller,
+        () => this.#look(),
+        (error) => this.#link?.error(error.message),
+      );
     } catch (error) {
       this.#closeFds();
       throw error;
@@ -125,8 +129,12 @@ export class AfPacketEnd implements End {
     await this.#link!.close(`interface ${this.#name} is gone`);
     this.#closeFds();
     this.#leaving = false;
-    // It may have come back meanwhile.
-    this.#look();
+    try {
+      // It may have come back meanwhile.
+      this.#look();
+    } catch (error) {
+      this.#link!.error((error as Error).message);
+    }
   }
 
   #closeFds(): void {

@@ -66,7 +66,12 @@ export class KernelPort implements Port {
       void end.close();
       throw error;
     }
-    end.start(this.#link);
+    try {
+      end.start(this.#link);
+    } catch (error) {
+      void this.close();
+      throw error;
+    }
   }
 
   get #link(): Link {

@@ -63,7 +63,11 @@ export class TapEnd implements End {
     this.framing = { prefix: 12, messages: 'one', offloads };
     try {
       if (isNew) setInterfaceUp(spec.target);
-      this.#unwatch = watchInterfaces(poller, () => this.#look());
+      this.#unwatch = watchInterfaces(
+        poller,
+        () => this.#look(),
+        (error) => this.#link?.error(error.message),
+      );
     } catch (error) {
       this.#closeFds();
       throw error;
@@ -98,8 +102,13 @@ export class TapEnd implements End {
   }
 
   async #lost(reason: string): Promise<void> {
-    const gone = interfaceIndex(this.#name) === undefined;
-    const words = gone ? 'it was deleted; the port goes on with it when it is back' : reason;
+    let words = reason;
+    try {
+      if (interfaceIndex(this.#name) === undefined)
+        words = 'it was deleted; the port goes on with it when it is back';
+    } catch {
+      // Out of descriptors, most likely: the reason will do.
+    }
     this.#link!.error(`interface ${this.#name}: ${words}`);
     await this.#link!.close(`interface ${this.#name} is gone`);
     this.#closeFds();

@@ -75,10 +75,14 @@ export function setInterfaceUp(name: string): void {
 }
 
 /**
- * Calls `changed` whenever some interface comes, goes, or changes its state (rtnetlink(7)); ask what it is now.
- * Returns what ends it. Throws a SystemError.
+ * Calls `changed` whenever some interface comes, goes, or changes its state (rtnetlink(7)); ask what it is now. What
+ * that throws, as for want of descriptors, goes to `onError`. Returns what ends it. Throws a SystemError.
  */
-export function watchInterfaces(poller: Poller, changed: () => void): () => void {
+export function watchInterfaces(
+  poller: Poller,
+  changed: () => void,
+  onError: (error: Error) => void,
+): () => void {
   const type = SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC;
   const fd = check(libc.socket(AF_NETLINK, type, NETLINK_ROUTE), 'socket', 'AF_NETLINK');
   const message = pinned(16 * 1024);
@@ -91,7 +95,11 @@ export function watchInterfaces(poller: Poller, changed: () => void): () => void
     poller.add(fd, EPOLLIN, () => {
       // Whether some were lost (ENOBUFS) or read: what they say is looked up anyway.
       for (let i = 0; i < 64 && libc.read(fd, message, message.length) > 0; i++);
-      changed();
+      try {
+        changed();
+      } catch (error) {
+        onError(error as Error);
+      }
     });
   } catch (error) {
     closeFd(fd);

@@ -120,7 +120,7 @@ describe('a TAP port', { skip: ownNetwork() }, () => {
 
     ip('link set vt0 down');
     await until(() => vswitch.port('vt0').state === 'down', 'the port is down');
-    assert.equal(vswitch.port('vt0').queues[0]!.enabled, false);
+    await until(() => !vswitch.port('vt0').queues[0]!.enabled, 'and takes no frames');
     ip('link set vt0 up');
     await up(vswitch, 'vt0');
     configure('vt0');
