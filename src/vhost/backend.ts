@@ -676,7 +676,7 @@ export class BackendSession {
   }
 
   /** A driver may write its MAC address, without VERSION_1 (5.1.4.3), and a migration brings it along. */
-  #setConfig(message: Message): undefined {
+  async #setConfig(message: Message): Promise<undefined> {
     const { offset, flags, bytes } = decodeConfig(message.payload);
     if (flags > 1) throw new ProtocolError(`flags ${flags}, 0 or 1 expected`);
     const before = this.#device.config();
@@ -687,7 +687,7 @@ export class BackendSession {
     const legacy = ((this.#features ?? 0n) & features.VIRTIO_F_VERSION_1) === 0n;
     const fixed = changedFields(before, after).filter((name) => name !== 'mac' || (flags === 0 && !legacy));
     if (fixed.length > 0) throw new ProtocolError(`${fixed.join(', ')} can't be written`);
-    this.#device.setMac(after.subarray(0, 6));
+    await this.#device.setMac(after.subarray(0, 6));
     return undefined;
   }
 

@@ -85,8 +85,8 @@ export interface VhostUserDevice {
   saveState(): DeviceState;
   /** Goes on as another back-end left it. Throws an Error that says why it can't. */
   loadState(state: DeviceState): void;
-  /** A new MAC address in the configuration space, of 6 bytes. */
-  setMac(mac: Uint8Array): void;
+  /** A new MAC address in the configuration space, of 6 bytes; when it resolves frames are filtered by it. */
+  setMac(mac: Uint8Array): void | Promise<void>;
   /**
    * The features that the front-end acknowledged: always a subset of those offered. While a ring runs only
    * VHOST_F_LOG_ALL changes; when the promise resolves every write to guest memory is logged, or none is.

@@ -310,9 +310,9 @@ export class NetDevice implements VhostUserDevice {
     return this.#config;
   }
 
-  setMac(mac: Uint8Array): void {
+  setMac(mac: Uint8Array): Promise<void> {
     this.#config.set(mac);
-    void this.#alone(() => this.#control.macChanged());
+    return this.#alone(() => this.#control.macChanged());
   }
 
   saveState(): DeviceState {
@@ -324,7 +324,7 @@ export class NetDevice implements VhostUserDevice {
 
   loadState({ mtu, mac }: DeviceState): void {
     if (mtu !== null) this.setMtu(mtu);
-    this.setMac(Uint8Array.from(mac.split(':'), (octet) => Number.parseInt(octet, 16)));
+    void this.setMac(Uint8Array.from(mac.split(':'), (octet) => Number.parseInt(octet, 16)));
   }
 
   setMtu(mtu: number): void {
