@@ -33,7 +33,9 @@ const NO_ANSWER = 0xee;
 const OK = 0;
 
 export class ControlQueue {
+  /** @internal */
   readonly kickFd = eventfd();
+  /** @internal */
   readonly callFd = eventfd();
   readonly #arena: Arena;
   readonly #view: DataView;
@@ -47,7 +49,7 @@ export class ControlQueue {
   /** A command had no answer in time: one that comes late would be taken for another's. */
   #late = false;
 
-  /** Over CONTROL_ROOM bytes of the arena at `at`, a multiple of 4096. `timeout` in milliseconds for a command. */
+  /** Over CONTROL_ROOM bytes of the arena at `at`, a multiple of 4096. `timeout` in milliseconds for a command. @internal */
   constructor(arena: Arena, at: number, packed: boolean, timeout: number) {
     this.#arena = arena;
     this.#view = new DataView(arena.memory.buffer);
@@ -57,7 +59,7 @@ export class ControlQueue {
     this.#timeout = timeout;
   }
 
-  /** A fresh ring, as the back-end is told of it. */
+  /** A fresh ring, as the back-end is told of it. @internal */
   begin(): RingPlace {
     const at = this.#packed ? packedLayout(SIZE) : splitLayout(SIZE);
     this.#arena.u8.fill(0, this.#at, this.#at + COMMAND);
@@ -187,6 +189,7 @@ export class ControlQueue {
     return () => (Atomics.load(this.#words, (first + 14) >>> 1) & (AVAIL | USED)) === gone;
   }
 
+  /** @internal */
   close(): void {
     closeFd(this.kickFd);
     closeFd(this.callFd);

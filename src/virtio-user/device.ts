@@ -444,6 +444,7 @@ export class VirtioUser extends EventEmitter<VirtioUserEvents> {
   /**
    * What a thread of this process needs to drive the rings by itself, as the generator does: their places in the
    * arena (DriverRing) and the eventfds that wake the back-end. Nothing is to be sent or received here meanwhile.
+   * @internal
    */
   get driven(): {
     arena: Arena;

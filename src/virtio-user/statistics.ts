@@ -25,7 +25,7 @@ const SIZES = [
   'size_1519_max_packets',
 ] as const;
 
-/** Counters of some of a device's rings, added up. */
+/** Counters of some of a device's rings, added up. @internal */
 export function count(rings: readonly Ring[]): VirtioUserCounters {
   const sum = (direction: number, field: 'packets' | 'bytes' | 'errors' | 'gaps') =>
     rings.reduce((total, ring, i) => (i % 2 === direction ? total + Number(ring.get64(field)) : total), 0);
@@ -39,7 +39,7 @@ export function count(rings: readonly Ring[]): VirtioUserCounters {
   };
 }
 
-/** All counters of all queues, by the names of DPDK's virtio driver: `rx_q0_size_64_packets`. */
+/** All counters of all queues, by the names of DPDK's virtio driver: `rx_q0_size_64_packets`. @internal */
 export function extended(arena: Arena, rings: readonly Ring[]): Record<string, number> {
   const all: Record<string, number> = {};
   for (const [i, ring] of rings.entries()) {
