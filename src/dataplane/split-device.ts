@@ -33,6 +33,10 @@ const NO_INTERRUPT: u16 = 1;
 @inline function putUsed(vring: Vring, index: u32, head: u32, length: u32): void {
   store<u64>(vring.used + 4 + (<usize>(index & (vring.size - 1)) << 3), <u64>head | (<u64>length << 32));
 }
+/** What the ring's last lap has left is often just that, and a line that isn't written stays in the guest's cache. */
+@inline function putEntry(at: usize, entry: u64): void {
+  if (load<u64>(at) != entry) store<u64>(at, entry);
+}
 /** Where the driver says when it wants an interrupt, and the device when it wants a kick (2.7.7, 2.7.10). */
 @inline function usedEvent(vring: Vring): usize { return vring.avail + 4 + (<usize>vring.size << 1); }
 @inline function availEvent(vring: Vring): usize { return vring.used + 4 + (<usize>vring.size << 3); }
@@ -121,7 +125,7 @@ export function complete(vring: Vring, count: u32): void {
   const mask = vring.size - 1;
   let at = changetype<usize>(packetAt(0));
   for (let i: u32 = 0; i < count; i++, at += PACKET_STRIDE) {
-    store<u64>(ring + (<usize>((index + i) & mask) << 3), <u64>changetype<Packet>(at).head);
+    putEntry(ring + (<usize>((index + i) & mask) << 3), <u64>changetype<Packet>(at).head);
   }
   const noted = vring.inflight != 0;
   if (noted) listSplit(vring, count);
@@ -228,7 +232,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     ) {
       writeFrame(regionArena + <usize>offset, packet, frame, headerLength, skip);
       if (logged) mark(vring, regionArena + <usize>offset, need);
-      store<u64>(used + (<usize>(index & mask) << 3), <u64>head | (<u64>need << 32));
+      putEntry(used + (<usize>(index & mask) << 3), <u64>head | (<u64>need << 32));
       index++;
       last++;
       free--;
