@@ -6,6 +6,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { Generator, type Latency, type Trial } from '../src/gen/index.ts';
+import { IMIX } from '../src/gen/parse.ts';
 import { ovsVswitchd, root, skipWithout } from '../test/peers/available.ts';
 import { writeChart } from './chart.ts';
 import { Distance } from './distance.ts';
@@ -13,8 +14,6 @@ import { GUEST_CPU, type Place, RING, SWITCH_CPU } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, version, writeSection } from './report.ts';
 import { type Running, type SubjectName, start, subjectNames, TITLES } from './subjects.ts';
 
-/** Seven frames of 64 B, four of 570 B, one of 1518 B. */
-const IMIX = [...Array<number>(7).fill(64), ...Array<number>(4).fill(570), 1518];
 const SIZES: Record<string, number[]> = {
   '64 B': [64],
   '128 B': [128],
@@ -343,7 +342,7 @@ export function documentField(result: Result): void {
     [
       '## By our own generator',
       `Machine: ${result.machine}. Peers: DPDK ${dpdk}, Open vSwitch ${ovs}.`,
-      `Method: \`vireo gen\` on CPU ${GUEST_CPU} sends from one virtio-user port to another through the switch on CPU ${SWITCH_CPU}, rings of ${RING}. The rate is found by bisection to ${PRECISION * 100} %, with trials of ${TRIAL} s, the best of ${ATTEMPTS}, in which no frame was lost. IMIX: seven frames of 64 B, four of 570 B, one of 1518 B. The two CPUs are near or far from each other as in the section before. \`npm run bench -- field\` repeats it; the figures are in [field.json](${json}).`,
+      `Method: \`vireo gen\` on CPU ${GUEST_CPU} sends from one virtio-user port to another through the switch on CPU ${SWITCH_CPU}, rings of ${RING}. The rate is found by bisection to ${PRECISION * 100} %, with trials of ${TRIAL} s, the best of ${ATTEMPTS}, in which no frame was lost. IMIX: seven frames of 64 B, four of 594 B, one of 1518 B. The two CPUs are near or far from each other as in the section before. \`npm run bench -- field\` repeats it; the figures are in [field.json](${json}).`,
       ...charts,
       renderField(result),
     ].join('\n\n'),

@@ -19,7 +19,7 @@ const MAX_RING = 32_768;
 const MAX_FRAME = 65_549;
 const MIN_FRAME = 42;
 /** Frames of 64, 594 and 1518 bytes, 7 to 4 to 1, mixed. */
-const IMIX = [64, 594, 64, 64, 594, 64, 64, 594, 64, 594, 64, 1518];
+export const IMIX = [64, 594, 64, 64, 594, 64, 64, 594, 64, 594, 64, 1518];
 
 function refuse(what: string, found: string): never {
   throw new RangeError(`expected ${what}, found ${JSON.stringify(found.slice(0, 60))}`);
