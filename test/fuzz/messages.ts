@@ -107,7 +107,12 @@ export async function messages() {
       () => port().connections >= connections && port().state === 'listening',
       'the port listens again',
     );
-    if (connections % 50 === 0) assert.deepEqual(count(), before);
+    if (connections % 50 === 0) {
+      const now = count();
+      assert.equal(now.descriptors, before.descriptors);
+      // Fewer where memory that another target left behind was collected meanwhile.
+      assert.ok(now.mappings <= before.mappings, `${now.mappings} mappings, ${before.mappings} before`);
+    }
   };
   const close = async () => {
     await vswitch.close();
