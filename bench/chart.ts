@@ -18,9 +18,9 @@ export interface BarChart {
 
 const COLOURS = ['#2f7d4f', '#7a869a', '#c58b2a', '#8a5aa8'];
 
-/** Writes docs/images/NAME.svg and returns the Markdown that shows it; `says` is its text for those who can't see it. */
+/** Writes docs/benchmarks/NAME.svg and returns the Markdown that shows it; `says` is its text for those who can't see it. */
 export function writeChart(name: string, says: string, chart: BarChart): string {
-  const folder = join(root, 'docs/images');
+  const folder = join(root, 'docs/benchmarks');
   mkdirSync(folder, { recursive: true });
   const drawn = echarts.init(null, null, { renderer: 'svg', ssr: true, width: 760, height: 340 });
   drawn.setOption({
@@ -40,5 +40,5 @@ export function writeChart(name: string, says: string, chart: BarChart): string 
   });
   writeFileSync(join(folder, `${name}.svg`), `${drawn.renderToSVGString()}\n`);
   drawn.dispose();
-  return `![${says}](images/${name}.svg)`;
+  return `![${says}](benchmarks/${name}.svg)`;
 }
