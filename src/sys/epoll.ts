@@ -3,13 +3,10 @@ import { check, SystemError } from './errors.ts';
 import { errnoByName, lastErrno, libc, pinned } from './libc.ts';
 
 export const EPOLLIN = 0x001;
-export const EPOLLPRI = 0x002;
 export const EPOLLOUT = 0x004;
 export const EPOLLERR = 0x008;
 export const EPOLLHUP = 0x010;
 export const EPOLLRDHUP = 0x2000;
-export const EPOLLEXCLUSIVE = 1 << 28;
-export const EPOLLONESHOT = 1 << 30;
 export const EPOLLET = 1 << 31;
 
 const EPOLL_CLOEXEC = 0o2000000;

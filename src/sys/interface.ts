@@ -17,7 +17,6 @@ const RTMGRP_LINK = 1;
 const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
 const SIOCGIFINDEX = 0x8933;
-const SIOCGIFMTU = 0x8921;
 const IFF_UP = 1;
 
 /** Bytes of an interface's name without the final zero. */
@@ -56,9 +55,6 @@ function query(name: string, request: number): Buffer | undefined {
 
 /** The number of an interface; undefined: there is none of this name. */
 export const interfaceIndex = (name: string): number | undefined => query(name, SIOCGIFINDEX)?.readInt32LE(0);
-
-/** Bytes of payload in a frame; undefined: there is no such interface. */
-export const interfaceMtu = (name: string): number | undefined => query(name, SIOCGIFMTU)?.readInt32LE(0);
 
 /** Has somebody set it up (`ip link set NAME up`)? Undefined: there is no such interface. */
 export function isInterfaceUp(name: string): boolean | undefined {
