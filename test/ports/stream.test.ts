@@ -111,8 +111,10 @@ test('a burst in one piece arrives in order, and a peer that reads nothing holds
   await up(vswitch);
   // Learned, so that what is for one is for nobody else.
   peer.socket.write(framed(frame(mac(9), mac(2))));
-  device.send(frame(mac(9), mac(1)));
+  const flooded = frame(mac(9), mac(1));
+  device.send(flooded);
   await until(() => vswitch.fdb().length >= 4, 'the addresses are learned');
+  await until(() => peer.frames.some((bytes) => bytes.equals(flooded)), 'what was flooded has come');
   while (device.receive());
   const burst = Array.from({ length: 500 }, (_, i) => frame(mac(1), mac(2), 60 + i, i));
   peer.socket.write(Buffer.concat(burst.map(framed)));
