@@ -3,6 +3,7 @@ import { request } from 'node:http';
 import type {
   Applied,
   FdbEntry,
+  PortChange,
   PortDetail,
   PortSpec,
   PortStatus,
@@ -78,6 +79,11 @@ export class ControlClient {
 
   addPort(spec: PortSpec): Promise<PortDetail> {
     return this.#call('POST', '/v1/ports', spec);
+  }
+
+  /** Sets fields of a port anew. */
+  setPort(name: string, change: PortChange): Promise<PortDetail> {
+    return this.#call('PATCH', `/v1/ports/${encodeURIComponent(name)}`, change);
   }
 
   removePort(name: string): Promise<void> {

@@ -5,6 +5,7 @@
  *     GET    /v1/ports         PortStatus[]
  *     POST   /v1/ports         body PortSpec or { "spec": "NAME=TYPE:TARGET…" }; 201, PortDetail
  *     GET    /v1/ports/NAME    PortDetail
+ *     PATCH  /v1/ports/NAME    body fields to set anew, null: the default; PortDetail
  *     DELETE /v1/ports/NAME    204
  *     GET    /v1/config        SwitchOptions: a file with them recreates the switch
  *     PUT    /v1/config        body SwitchOptions; Applied: what differed, and what was done
@@ -23,6 +24,7 @@ import { SwitchError, type SwitchErrorCode } from '../switch/errors.ts';
 import type {
   Applied,
   FdbEntry,
+  PortChange,
   PortDetail,
   PortSpec,
   PortStatus,
@@ -36,6 +38,7 @@ export interface SwitchControl {
   readonly name: string;
   addPort(spec: PortSpec): Promise<void>;
   removePort(name: string): Promise<void>;
+  setPort(name: string, change: PortChange): Promise<void>;
   ports(): PortStatus[];
   port(name: string): PortDetail;
   config(): SwitchOptions;
@@ -131,6 +134,11 @@ const ROUTES: Route[] = [
     path: /^\/v1\/ports\/([^/]+)$/,
     methods: {
       GET: ({ control, name }) => ok(control.port(name)),
+      // The switch checks it.
+      PATCH: async ({ control, name, request }) => {
+        await control.setPort(name, (await readJson(request)) as PortChange);
+        return ok(control.port(name));
+      },
       DELETE: async ({ control, name }) => {
         await control.removePort(name);
         return { status: 204 };

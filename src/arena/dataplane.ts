@@ -10,8 +10,8 @@ export interface DataplaneFunctions {
   disarmAll(): void;
   sleep(): void;
   wake(): void;
-  learn(mac: bigint, port: number): void;
-  lookup(mac: bigint): number;
+  learn(mac: bigint, fid: number, port: number): void;
+  lookup(mac: bigint, fid: number): number;
   markStart(vring: number): void;
   discardHeld(vring: number): void;
   takeControl(vring: number): number;

@@ -48,8 +48,9 @@ const WORKER = [
 ] as const;
 const PORT = [
   'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'iotlb', 'addresses', 'addressLimit', 'notLearned',
-  'reception', 'filtered',
+  'reception', 'filtered', 'bridge', 'rules',
 ] as const; // biome-ignore format: a table
+const RULES = ['ingress', 'egress', 'lock', 'isolated', 'drops'] as const;
 const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
 const WINDOW = ['key', 'arena', 'stamp'] as const;
 const RECEPTION = ['filter', 'hashed', 'hashTypes', 'rss', 'mac', 'unicasts', 'multicasts'] as const;
@@ -70,6 +71,7 @@ const VRING = [
 export type HeaderStruct = Struct<(typeof HEADER)[number]>;
 export type WorkerStruct = Struct<(typeof WORKER)[number]>;
 export type PortStruct = Struct<(typeof PORT)[number]>;
+export type RulesStruct = Struct<(typeof RULES)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
 export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
 export type CommandStruct = Struct<(typeof COMMAND)[number]>;
@@ -93,6 +95,7 @@ export class Structures {
       header: fields(layout, 'Header', HEADER),
       worker: fields(layout, 'Worker', WORKER),
       port: fields(layout, 'Port', PORT),
+      rules: fields(layout, 'Rules', RULES),
       region: fields(layout, 'Region', REGION),
       reception: fields(layout, 'Reception', RECEPTION),
       command: fields(layout, 'Command', COMMAND),
@@ -117,6 +120,11 @@ export class Structures {
   port(index: number): PortStruct {
     const at = this.constant('PORTS') + index * this.constant('PORT_STRIDE');
     return new Struct(this.#arena, at, this.#offsets.port);
+  }
+
+  /** A port's rules, at an offset of the arena. */
+  rules(at: number): RulesStruct {
+    return new Struct(this.#arena, at, this.#offsets.rules);
   }
 
   /** The region at a place of a port's table. */

@@ -1,9 +1,13 @@
-/** `vireo port add`, `del` and `show`: one port. */
+/** `vireo port add`, `set`, `del` and `show`: one port. */
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
-import type { PortDetail, PortSpec, PortStatus, SizeCounts } from '../switch/types.ts';
+import type { PortChange, PortDetail, PortSpec, PortStatus, SizeCounts } from '../switch/types.ts';
 import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
 import { bytes, count, pairs, table } from './table.ts';
+
+const RULE_FORM = `
+Rules for the frames of a port, which \`vireo port set\` changes while it is there:
+  isolated=true        no frames to and from other ports that are isolated`;
 
 export const PORT_FORM = `
 A port is NAME=TYPE:TARGET[,key=value…]:
@@ -21,7 +25,7 @@ A port is NAME=TYPE:TARGET[,key=value…]:
   max-addresses=N      most MAC addresses learned on this port
   features=-A,-B,+C    offers the guest less or more than by default, such as -packed,-in-order
   queues=N             most queue pairs of the guest, 1 to 128 (default)
-  mac=, mtu=, speed=   what the device says of itself to front-ends that ask for it; mtu is a limit for all`;
+  mac=, mtu=, speed=   what the device says of itself to front-ends that ask for it; mtu is a limit for all${RULE_FORM}`;
 
 /** A port in its one-line form, its path made absolute: what runs the switch may be in another directory. */
 export async function readPort(text: string): Promise<PortSpec> {
@@ -50,10 +54,11 @@ export function doing({ type, role, target }: Pick<PortStatus, 'type' | 'role' |
 }
 
 export function declarePort(program: Command): void {
-  const port = program.command('port').description('add, remove or show one port');
+  const port = program.command('port').description('add, change, remove or show one port');
   withExamples(
     port,
     'vireo port add vm3=vhost-user:/tmp/c.sock',
+    'vireo port set vm3 isolated=true',
     'vireo port show vm3',
     'vireo port del vm3',
   );
@@ -75,6 +80,31 @@ export function declarePort(program: Command): void {
     const spec = await readPort(text);
     const added = await (await connect(options)).addPort(spec);
     print(options, added, () => `port ${added.name} ${doing(added)}\n`);
+  });
+
+  const set = speaksToSwitch(
+    port
+      .command('set')
+      .description('set rules of a port anew, and its max-addresses, while its guest goes on')
+      .argument('<name>', "the port's name")
+      .argument('<key=value...>', 'what to set; a key without a value goes back to its default'),
+  );
+  set.addHelpText('after', RULE_FORM);
+  withExamples(set, 'vireo port set vm1 isolated=true', 'vireo port set vm1 isolated= max-addresses=16');
+  set.action(async (name: string, words: string[]) => {
+    const options = optionsOf(set);
+    const { parsePortChange } = await import('../switch/spec.ts');
+    let change: PortChange;
+    try {
+      change = parsePortChange(words);
+    } catch (error) {
+      throw new UsageError((error as Error).message);
+    }
+    const detail = await (await connect(options)).setPort(name, change);
+    print(options, detail, () => {
+      const rules = rulesText(detail);
+      return `port ${name} set: ${rules === '' ? 'no rules' : rules}\n`;
+    });
   });
 
   const del = speaksToSwitch(
@@ -115,6 +145,12 @@ const SIZES: readonly (readonly [keyof SizeCounts, string])[] = [
   ['size1519ToMax', '1519-'],
 ];
 
+/** The rules of a port, as `isolated=true`. */
+const rulesText = ({ rules }: PortDetail): string =>
+  Object.entries(rules)
+    .map(([field, value]) => `${field.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}=${value}`)
+    .join(' ');
+
 /** A port in sections; those with nothing to say are left out. */
 export function portText(port: PortDetail): string {
   const sections = [
@@ -137,6 +173,7 @@ export function portText(port: PortDetail): string {
             ],
           ]
         : []),
+      ...(rulesText(port) === '' ? [] : [['rules', rulesText(port)] as [string, string]]),
       ['last error', port.lastError ?? 'none'],
     ]),
     section(

@@ -4,6 +4,7 @@
  */
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
 import { drop, DROP_SAME_PORT, header, portAt, Vring } from './layout';
+import { admit, fidOf, reaches, refuse, RULE_ISOLATED, rulesOf } from './rules';
 import {
   destinationSlot, FLOOD, frameAt, listSlot, markSlot, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
 } from './scratch';
@@ -16,6 +17,10 @@ const GROUP: u64 = 1;
 /** Switches the first `count` frames of this worker's burst, which came from `source`. */
 export function bridge(source: Vring, count: u32): void {
   const from = source.port;
+  const rules = rulesOf(from);
+  const ruled = changetype<usize>(rules) != 0 && rules.ingress != 0;
+  if (ruled) admit(source, rules, count);
+  const fid = fidOf(portAt(from).bridge);
   let lastSource: u64 = 0;
   // No address: the first frame is always looked up.
   let lastDestination: u64 = u64.MAX_VALUE;
@@ -35,17 +40,21 @@ export function bridge(source: Vring, count: u32): void {
     // Frames of one flow come together: they need one lookup.
     if (origin != lastSource) {
       lastSource = origin;
-      if (origin != 0 && !(origin & GROUP)) learn(origin, from);
+      if (origin != 0 && !(origin & GROUP)) learn(origin, fid, from);
     }
     if (destination != lastDestination) {
       lastDestination = destination;
-      const port = destination & GROUP ? NO_PORT : lookup(destination);
+      const port = destination & GROUP ? NO_PORT : lookup(destination, fid);
       lastPort = port == NO_PORT ? FLOOD : port;
+      if (ruled && port != NO_PORT && !reaches(rules, port)) lastPort = NOWHERE;
     }
     packet.destination = lastPort;
     if (lastPort == from) {
       packet.destination = NOWHERE;
       drop(source, DROP_SAME_PORT);
+      uniform = false;
+    } else if (lastPort == NOWHERE) {
+      refuse(rules, RULE_ISOLATED);
       uniform = false;
     } else if (only == NO_PORT) {
       only = lastPort;
@@ -63,13 +72,13 @@ export function bridge(source: Vring, count: u32): void {
   for (let d: u32 = 0; d < destinations; d++) {
     const port = load<u32>(destinationSlot(d));
     // Without a guest the port is here for what is for it alone.
-    const everybody = portAt(port).pairs > 0 ? FLOOD : port;
+    const everybody = portAt(port).pairs > 0 && (!ruled || reaches(rules, port)) ? FLOOD : port;
     let n: u32 = 0;
     for (let i: u32 = 0; i < count; i++) {
       const to = packetAt(i).destination;
       if (to == port || to == everybody) store<u32>(listSlot(n++), i);
     }
-    deliver(portAt(port), n, false);
+    if (n > 0) deliver(portAt(port), n, false);
   }
 }
 
@@ -77,6 +86,7 @@ export function bridge(source: Vring, count: u32): void {
 function collect(from: u32, count: u32): u32 {
   const self = worker();
   const stamp = ++self.burst;
+  const bridge = portAt(from).bridge;
   let found: u32 = 0;
   let flooded = false;
   for (let i: u32 = 0; i < count; i++) {
@@ -88,7 +98,8 @@ function collect(from: u32, count: u32): u32 {
       const ports = header().portCount;
       for (let p: u32 = 0; p < ports; p++) {
         // A port without a guest gets no copy of what is meant for everybody, and that is no loss.
-        if (p != from && portAt(p).pairs > 0 && load<u32>(markSlot(p)) != stamp) {
+        const to = portAt(p);
+        if (p != from && to.pairs > 0 && to.bridge == bridge && load<u32>(markSlot(p)) != stamp) {
           store<u32>(markSlot(p), stamp);
           store<u32>(destinationSlot(found++), p);
         }

@@ -1,5 +1,6 @@
 /**
- * The forwarding database: MAC address to port, shared by all workers.
+ * The forwarding database: filtering identifier and MAC address to port, shared by all workers. The identifier says
+ * which bridge and VLAN an address was seen in (IEEE 802.1Q, 8.8): one address may be behind several ports then.
  *
  * Buckets of 8 entries, two candidate buckets an address (by two halves of one keyed hash): a lookup touches at
  * most four cache lines, and an address finds room up to loads that the bound of entries never reaches. An entry's
@@ -14,7 +15,8 @@ export class Entry {
   key: u64;
   /** Second of the last frame from it. */
   seen: u32;
-  pad: u32;
+  /** Filtering identifier; written before `key`. */
+  fid: u32;
 }
 
 export const ENTRY_STRIDE: usize = 16;
@@ -28,8 +30,8 @@ const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /** Mixes all bits of the address with the seed (finalizer of MurmurHash3, twice keyed). */
 @inline
-function hash(mac: u64): u64 {
-  let h = (mac ^ header().fdbSeed) * MIX;
+function hash(mac: u64, fid: u32): u64 {
+  let h = (mac ^ (<u64>fid << 40) ^ header().fdbSeed) * MIX;
   h = (h ^ (h >> 32)) * 0xd6e8_feb8_6659_fd93;
   return h ^ (h >> 32);
 }
@@ -37,24 +39,25 @@ function hash(mac: u64): u64 {
 @inline function bucket(index: u32): usize { return FDB + <usize>(index & (BUCKETS - 1)) * BUCKET * ENTRY_STRIDE; }
 
 @inline
-function find(at: usize, mac: u64): usize {
+function find(at: usize, mac: u64, fid: u32): usize {
   for (let i: u32 = 0; i < BUCKET; i++) {
-    if ((load<u64>(at + <usize>i * ENTRY_STRIDE) & MAC_MASK) == mac) return at + <usize>i * ENTRY_STRIDE;
+    const entry = changetype<Entry>(at + <usize>i * ENTRY_STRIDE);
+    if ((entry.key & MAC_MASK) == mac && entry.fid == fid) return changetype<usize>(entry);
   }
   return 0;
 }
 
-function locate(mac: u64): usize {
-  const h = hash(mac);
-  const first = find(bucket(<u32>h), mac);
-  return first ? first : find(bucket(<u32>(h >> 32)), mac);
+function locate(mac: u64, fid: u32): usize {
+  const h = hash(mac, fid);
+  const first = find(bucket(<u32>h), mac, fid);
+  return first ? first : find(bucket(<u32>(h >> 32)), mac, fid);
 }
 
 /** The port behind an address, NO_PORT when it isn't known or too old. */
-export function lookup(mac: u64): u32 {
+export function lookup(mac: u64, fid: u32): u32 {
   // Zeros are what a free entry holds, and nobody's address.
   if (mac == 0) return NO_PORT;
-  const at = locate(mac);
+  const at = locate(mac, fid);
   if (at == 0) return NO_PORT;
   const entry = changetype<Entry>(at);
   if (header().now - entry.seen > header().ageing) return NO_PORT;
@@ -63,8 +66,8 @@ export function lookup(mac: u64): u32 {
 }
 
 /** Notes that `mac` is behind `port`: a new address, one that moved, or one seen again. */
-export function learn(mac: u64, port: u32): void {
-  const at = locate(mac);
+export function learn(mac: u64, fid: u32, port: u32): void {
+  const at = locate(mac, fid);
   const now = header().now;
   if (at != 0) {
     const entry = changetype<Entry>(at);
@@ -75,23 +78,23 @@ export function learn(mac: u64, port: u32): void {
   }
   const lock = HEADER_LOCK();
   acquire(lock);
-  insert(mac, port, now);
+  insert(mac, fid, port, now);
   release(lock);
 }
 
 @inline function HEADER_LOCK(): usize { return changetype<usize>(header()) + offsetof<Header>('fdbLock'); }
 
-function insert(mac: u64, port: u32, now: u32): void {
+function insert(mac: u64, fid: u32, port: u32, now: u32): void {
   const to = portAt(port);
   if (to.addresses >= to.addressLimit) {
     to.notLearned += 1;
     return;
   }
-  let at = locate(mac);
+  let at = locate(mac, fid);
   if (at == 0) {
     if (header().fdbEntries >= header().fdbLimit) at = 0;
     else {
-      const h = hash(mac);
+      const h = hash(mac, fid);
       const one = emptiest(bucket(<u32>h));
       const two = emptiest(bucket(<u32>(h >> 32)));
       at = roomOf(bucket(<u32>h)) >= roomOf(bucket(<u32>(h >> 32))) ? one : two;
@@ -106,6 +109,8 @@ function insert(mac: u64, port: u32, now: u32): void {
   }
   to.addresses += 1;
   changetype<Entry>(at).seen = now;
+  // A reader that finds the address of one entry and the identifier of another takes the frame to be unknown.
+  changetype<Entry>(at).fid = fid;
   atomic.store<u64>(at, mac | (<u64>port << 48));
 }
 

@@ -53,6 +53,9 @@ export const OVERFLOW: u32 = X.OVERFLOW;
 export const CONTROL: u32 = X.CONTROL;
 export const MOST_VECTORS: u32 = X.MOST_VECTORS;
 export const ENTRY_STRIDE: usize = ENTRY_BYTES;
+export const RULES_STRIDE: usize = L.RULES_STRIDE;
+export const RULE_REASONS: u32 = L.RULE_REASONS;
+export const STAGE_ISOLATION: u32 = L.STAGE_ISOLATION;
 export const RECEPTION_STRIDE: usize = L.RECEPTION_STRIDE;
 export const UNICASTS_OFFSET: usize = L.UNICASTS_OFFSET;
 export const MULTICASTS_OFFSET: usize = L.MULTICASTS_OFFSET;
@@ -95,9 +98,17 @@ export const Port_iotlb: usize = offsetof<L.Port>('iotlb');
 export const Port_regionCount: usize = offsetof<L.Port>('regionCount');
 export const Port_reception: usize = offsetof<L.Port>('reception');
 export const Port_filtered: usize = offsetof<L.Port>('filtered');
+export const Port_bridge: usize = offsetof<L.Port>('bridge');
+export const Port_rules: usize = offsetof<L.Port>('rules');
 export const Port_addresses: usize = offsetof<L.Port>('addresses');
 export const Port_addressLimit: usize = offsetof<L.Port>('addressLimit');
 export const Port_notLearned: usize = offsetof<L.Port>('notLearned');
+
+export const Rules_ingress: usize = offsetof<L.Rules>('ingress');
+export const Rules_egress: usize = offsetof<L.Rules>('egress');
+export const Rules_lock: usize = offsetof<L.Rules>('lock');
+export const Rules_isolated: usize = offsetof<L.Rules>('isolated');
+export const Rules_drops: usize = offsetof<L.Rules>('drops');
 
 export const Reception_filter: usize = offsetof<L.Reception>('filter');
 export const Reception_hashed: usize = offsetof<L.Reception>('hashed');
@@ -180,6 +191,7 @@ export const Vring_broadcasts: usize = offsetof<L.Vring>('broadcasts');
 
 export const Entry_key: usize = offsetof<Entry>('key');
 export const Entry_seen: usize = offsetof<Entry>('seen');
+export const Entry_fid: usize = offsetof<Entry>('fid');
 
 export const DriverRing_size: usize = offsetof<L.DriverRing>('size');
 export const DriverRing_flags: usize = offsetof<L.DriverRing>('flags');

@@ -110,10 +110,37 @@ export class Port {
   addressLimit: u32;
   /** Addresses not learned because a bound was reached. */
   notLearned: u32;
+  /** The bridge that it belongs to, in the bits above a VLAN's (see fidOf in rules.ts). */
+  bridge: u32;
+  /** What an operator has set for its frames (`Rules`); 0: nothing. */
+  rules: usize;
   pad: u32;
   /** Frames that the driver's own filters kept from it. */
   filtered: u64;
 }
+
+/**
+ * What an operator has set for the frames of a port (rules.ts). It is there as long as the port; what is set of a
+ * kind has a structure of its own, which takes the other's place when that kind is set anew. 0: nothing of the kind.
+ */
+@unmanaged
+export class Rules {
+  /** Stages (STAGE_…) that a frame from the port goes through, and one for the port. */
+  ingress: u32;
+  egress: u32;
+  /** Held by whoever changes what several workers count: buckets, queues. */
+  lock: i32;
+  /** 1: frames don't go to other ports that are isolated. */
+  isolated: u32;
+  /** Frames that the rules have turned away, by reason (RULE_…): `u64[RULE_REASONS]`. */
+  drops: usize;
+}
+
+/** Rules.ingress, Rules.egress: in the order in which a frame goes through them. */
+export const STAGE_ISOLATION: u32 = 1;
+
+/** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
+export const RULE_REASONS: u32 = 32;
 
 /**
  * What a driver asked for by its control queue of the frames that it gets (virtio 1.3, 5.1.6.5): filters
@@ -473,6 +500,7 @@ export class Transfer {
 /** Strides are whole cache lines, so that two workers never write to one line. */
 export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
 export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
+export const RULES_STRIDE: usize = (offsetof<Rules>() + 63) & ~63;
 export const LOG_STRIDE: usize = (offsetof<Log>() + 63) & ~63;
 export const REGION_STRIDE: usize = offsetof<Region>();
 export const WINDOW_STRIDE: usize = 16;

@@ -8,14 +8,23 @@
  */
 import { transmit } from './device';
 import { flowHash } from './flow';
-import { FLOWS, Port, Reception, Vring } from './layout';
+import { FLOWS, Port, Reception, Rules, Vring } from './layout';
 import { passes } from './receive-filter';
+import { depart } from './rules';
 import { frameAt, HASH, listSlot, packetAt, spreadSlot } from './scratch';
 import { hashFrame } from './toeplitz';
 
 /** Sends frames of the burst to the guest of a port: all of them (`every`), or those named by the worker's list. */
 @inline
 export function deliver(port: Port, count: u32, every: bool): void {
+  if (port.rules != 0) {
+    const rules = changetype<Rules>(port.rules);
+    if (rules.egress != 0) {
+      count = depart(port, rules, count, every);
+      if (count == 0) return;
+      every = false;
+    }
+  }
   const reception = port.reception;
   if (reception != 0) deliverWanted(port, changetype<Reception>(reception), count, every);
   else if (port.pairs < 2) transmit(changetype<Vring>(port.ring), count, every);

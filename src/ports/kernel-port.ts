@@ -4,9 +4,9 @@
  * (src/io/pair.ts), whose frames an I/O thread moves, and what is told of them.
  */
 import { type EndSetup, type Framing, Pair } from '../io/index.ts';
-import type { PortDetail, PortSpec, PortState, PortStatus, Role } from '../switch/types.ts';
+import type { PortSpec, PortState, PortStatus, Role } from '../switch/types.ts';
 import { deviceDetail, ringWords, totals } from './net-status.ts';
-import type { Port, PortContext } from './port.ts';
+import type { DetailOfKind, Port, PortContext } from './port.ts';
 
 /** What an end does with its port. */
 export interface Link {
@@ -127,7 +127,7 @@ export class KernelPort implements Port {
     };
   }
 
-  detail(): PortDetail {
+  detail(): DetailOfKind {
     const { device, dropped } = this.#pair;
     const detail = deviceDetail(device, this.#context.arena);
     const struct = this.#context.structures.port(this.#context.slot);

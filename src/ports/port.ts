@@ -29,10 +29,13 @@ export interface PortContext {
   events: PortEvents;
 }
 
+/** What a port says of itself; the switch adds its rules. */
+export type DetailOfKind = Omit<PortDetail, 'rules'>;
+
 export interface Port {
   readonly spec: PortSpec;
   status(): PortStatus;
-  detail(): PortDetail;
+  detail(): DetailOfKind;
   /** The data plane stopped a ring somewhere: say so if it is this port's. */
   reportBroken(): void;
   /** Why it can't be removed now, in one sentence that says what to do; undefined: it can. */

@@ -8,7 +8,7 @@
  */
 import { join } from 'node:path';
 import type { PortStruct } from '../arena/index.ts';
-import type { PortDetail, PortSpec, PortState, PortStatus } from '../switch/types.ts';
+import type { PortSpec, PortState, PortStatus } from '../switch/types.ts';
 import { isSystemError, runtimeDirectory } from '../sys/index.ts';
 import { openInflight } from '../vhost/inflight.ts';
 import { NetDevice } from '../vhost/net-device.ts';
@@ -17,7 +17,7 @@ import { MAX_RING, VduseSession } from '../vhost/vduse-session.ts';
 import { encodeNetConfig } from '../virtio/net-config.ts';
 import { vduseFeatures } from './features.ts';
 import { deviceDetail, ringWords, totals } from './net-status.ts';
-import type { Port, PortContext } from './port.ts';
+import type { DetailOfKind, Port, PortContext } from './port.ts';
 
 /** More take a control queue, which the kernel's VDUSE doesn't give a network device. */
 const PAIRS = 1;
@@ -128,7 +128,7 @@ export class VdusePort implements Port {
     };
   }
 
-  detail(): PortDetail {
+  detail(): DetailOfKind {
     return {
       ...this.status(),
       ...deviceDetail(this.#device, this.#context.arena, true),

@@ -7,7 +7,7 @@
  */
 import { lstatSync, rmSync } from 'node:fs';
 import type { PortStruct } from '../arena/index.ts';
-import type { PortDetail, PortSpec, PortState, PortStatus, Role } from '../switch/types.ts';
+import type { PortSpec, PortState, PortStatus, Role } from '../switch/types.ts';
 import {
   acceptUnix,
   closeFd,
@@ -24,7 +24,7 @@ import { NetDevice } from '../vhost/net-device.ts';
 import { features, vhostProtocolFeatureNames, vhostProtocolFeatures } from '../virtio/features.ts';
 import { offeredFeatures } from './features.ts';
 import { deviceDetail, ringWords, totals } from './net-status.ts';
-import type { Port, PortContext } from './port.ts';
+import type { DetailOfKind, Port, PortContext } from './port.ts';
 
 /** Most queue pairs of a guest where the port's options don't say less. */
 const QUEUE_PAIRS = 128;
@@ -234,7 +234,7 @@ export class VhostUserPort implements Port {
     };
   }
 
-  detail(): PortDetail {
+  detail(): DetailOfKind {
     return {
       ...this.status(),
       ...deviceDetail(this.#device, this.#context.arena),

@@ -4,12 +4,15 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { SwitchError } from './errors.ts';
-import type { PortSpec, SwitchOptions } from './types.ts';
+import { SETTABLE } from './spec.ts';
+import type { PortChange, PortSpec, SwitchOptions } from './types.ts';
 
 /** What differs between a switch and a configuration. */
 export interface Difference {
   /** Names of ports, in the order in which they are worked on: first what goes, then what comes. */
   remove: string[];
+  /** Ports of which only what can be set while they are there differs. */
+  set: { name: string; change: PortChange }[];
   /** Ports that are there otherwise: they go, and come as the configuration has them. */
   change: PortSpec[];
   add: PortSpec[];
@@ -31,6 +34,13 @@ function same(one: object, other: object): boolean {
   return isDeepStrictEqual(given(one), given(other));
 }
 
+const fixed = (spec: PortSpec) =>
+  Object.fromEntries(Object.entries(spec).filter(([field]) => !SETTABLE.includes(field)));
+
+/** All that can be set: what the specification has no word of goes back to its default. */
+const settable = (spec: PortSpec): PortChange =>
+  Object.fromEntries(SETTABLE.map((field) => [field, spec[field as keyof PortSpec] ?? null]));
+
 /**
  * What `wanted` asks of a switch that is as `current` says. Settings that `wanted` doesn't have stay as they are, and
  * so do all ports where it has no list of them. Throws SwitchError `BAD_SPEC` for what only a new start can change.
@@ -51,13 +61,14 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
     ]),
   );
   const there = new Map((current.ports ?? []).map((spec) => [spec.name, spec]));
-  const found: Difference = { remove: [], change: [], add: [], unchanged: [], settings };
+  const found: Difference = { remove: [], set: [], change: [], add: [], unchanged: [], settings };
   if (wanted.ports === undefined) return { ...found, unchanged: [...there.keys()] };
   for (const spec of wanted.ports) {
     const before = there.get(spec.name);
     there.delete(spec.name);
     if (before === undefined) found.add.push(spec);
     else if (same(before, spec)) found.unchanged.push(spec.name);
+    else if (same(fixed(before), fixed(spec))) found.set.push({ name: spec.name, change: settable(spec) });
     else found.change.push(spec);
   }
   found.remove.push(...there.keys());

@@ -9,10 +9,12 @@
 import { z } from 'zod';
 import { udpTarget } from '../ports/addresses.ts';
 import { choiceFaults, featureWords } from '../ports/features.ts';
+import { contradictions, RULE_FIELDS, RULES } from '../rules/index.ts';
 import { MAX_INTERFACE_NAME } from '../sys/index.ts';
 import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { SwitchError } from './errors.ts';
-import type { PortSpec, PortType, SwitchOptions } from './types.ts';
+import { expected, show, stationAddress, wholeNumber } from './schema.ts';
+import type { PortChange, PortSpec, PortType, SwitchOptions } from './types.ts';
 
 /** One fault of a configuration. */
 export interface Problem {
@@ -33,25 +35,6 @@ const MAX_PORTS = 2048;
 const MOST_UNKNOWN_KEYS = 20;
 /** As in DPDK's vhost library. */
 const MAX_QUEUE_PAIRS = 128;
-
-/** A value as an error shows it: short, on one line. */
-function show(value: unknown): string {
-  if (value === undefined) return 'nothing';
-  if (Array.isArray(value)) return 'a list';
-  if (typeof value === 'object' && value !== null) return 'a map';
-  if (typeof value !== 'string') return String(value).slice(0, 60);
-  const shown = JSON.stringify(value.slice(0, 60));
-  return value.length > 60 ? `${shown} and more` : shown;
-}
-
-const expected = (what: string) => ({
-  error: (issue: { input?: unknown }) => `expected ${what}, found ${show(issue.input)}`,
-});
-
-const wholeNumber = (min: number, max: number, unit = '') => {
-  const told = expected(`a whole number${unit} from ${min} to ${max}`);
-  return z.int(told).min(min, told).max(max, told);
-};
 
 const name = (whose: string, example: string) => {
   const told = expected(
@@ -88,16 +71,6 @@ const featureChoice = z
     context.addIssue({ code: 'custom', message: `${faults.join('; ')}; ${known}` });
   });
 
-const stationAddress = (() => {
-  const told = expected('a MAC address of one station, such as "52:54:00:12:34:56"');
-  // IEEE 802: the lowest bit of the first octet marks a group of stations.
-  const ofOne = (mac: string) => (Number.parseInt(mac.slice(0, 2), 16) & 1) === 0 && !/^[0:]*$/.test(mac);
-  return z
-    .string(told)
-    .regex(/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i, told)
-    .refine(ofOne, told);
-})();
-
 /** The kernel's rule for names of interfaces (dev_valid_name), but for characters that nobody means. */
 const interfaceName = (() => {
   const told = expected(
@@ -133,7 +106,9 @@ const KINDS: Record<PortType, Kind> = {
   null: { target: nothing, options: [], shared: true },
 };
 const TYPES = Object.keys(KINDS) as PortType[];
-const COMMON: readonly string[] = ['name', 'type', 'target', 'maxAddresses'];
+const COMMON: readonly string[] = ['name', 'type', 'target', 'maxAddresses', ...RULE_FIELDS];
+/** What can be set anew while the port is there. */
+export const SETTABLE: readonly string[] = ['maxAddresses', ...RULE_FIELDS];
 
 const passtOptions = (() => {
   const told = expected('options of passt, such as "--tcp-ports 2222:22"');
@@ -142,6 +117,10 @@ const passtOptions = (() => {
     .max(1000, told)
     .regex(/^[ -~]*$/, told);
 })();
+
+const ruleFields = Object.fromEntries(
+  RULES.flatMap(({ fields }) => Object.entries(fields)).map(([field, schema]) => [field, schema.optional()]),
+);
 
 const portObject = z.strictObject(
   {
@@ -159,6 +138,7 @@ const portObject = z.strictObject(
     options: passtOptions.optional(),
     vni: wholeNumber(0, 0xff_ffff).optional(),
     local: udpAddress.optional(),
+    ...ruleFields,
   },
   expected(`a port: a map with name, type and target, or one line such as "${EXAMPLE}"`),
 );
@@ -181,6 +161,9 @@ function checkType(port: unknown, context: z.RefinementCtx): void {
       continue;
     add(key, `expected none for a port of type ${type}, found ${show(value)}`);
   }
+  // Fields that are wrong by themselves are told already.
+  if (portObject.safeParse(port).success)
+    for (const { field, message } of contradictions(port as PortSpec)) add(field, message);
   if (type !== 'vduse') return;
   if (typeof queues === 'number' && queues > 1)
     add('queues', `expected 1: the kernel's VDUSE gives a network device no control queue, found ${queues}`);
@@ -291,12 +274,16 @@ function split(text: string): Record<string, unknown> {
     const field = camel(key);
     if (Object.hasOwn(fields, field))
       throw new Error(`expected ${key} once, found it again as ${show(option)}`);
-    // Numbers are the only values that text can't hold as such: what looks like one is one.
-    const typed = /^-?\d+$/.test(value) ? Number(value) : value;
-    Object.defineProperty(fields, field, { value: typed, enumerable: true, writable: true });
+    Object.defineProperty(fields, field, { value: typed(value), enumerable: true, writable: true });
     last = field;
   }
   return fields;
+}
+
+/** A value in text: what looks like a number or a truth value is one. */
+function typed(value: string): unknown {
+  if (/^-?\d+$/.test(value)) return Number(value);
+  return value === 'true' || value === 'false' ? value === 'true' : value;
 }
 
 /** Edits (a letter more, less or another) from one word to the other. */
@@ -388,6 +375,42 @@ export function checkPortSpec(value: unknown): PortSpec {
  * Throws SwitchError `BAD_SPEC` that names every faulty field.
  */
 export const parsePortSpec: (text: string) => PortSpec = checkPortSpec;
+
+/**
+ * Fields to set anew, from `key=value` each; a key without a value goes back to its default. Throws SwitchError
+ * `BAD_SPEC` for what has not that form; the fields are checked with the port that they are for.
+ */
+export function parsePortChange(words: readonly string[]): PortChange {
+  const change: Record<string, unknown> = {};
+  for (const word of words) {
+    const [, key, value] = /^([^=]+)=(.*)$/s.exec(word) ?? [];
+    if (key === undefined || value === undefined)
+      throw new SwitchError('BAD_SPEC', `expected key=value, such as isolated=true, found ${show(word)}`);
+    Object.defineProperty(change, camel(key), {
+      value: value === '' ? null : typed(value),
+      enumerable: true,
+    });
+  }
+  return change as PortChange;
+}
+
+/** The port with some fields set anew, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
+export function changePortSpec(spec: PortSpec, change: unknown): PortSpec {
+  if (typeof change !== 'object' || change === null || Array.isArray(change))
+    throw new SwitchError(
+      'BAD_SPEC',
+      `expected the fields to set, such as { "isolated": true }, found ${show(change)}`,
+    );
+  for (const field of Object.keys(change)) {
+    if (SETTABLE.includes(field)) continue;
+    const why = portKeys.includes(field)
+      ? `expected a field that can be set while the port is there (${SETTABLE.join(', ')}): remove the port and add it anew`
+      : `unknown key, ${didYouMean(field, [...SETTABLE])}`;
+    throw new SwitchError('BAD_SPEC', `${field.slice(0, 60)}: ${why}`, field.slice(0, 60));
+  }
+  const merged = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== null);
+  return checkPortSpec(Object.fromEntries(merged));
+}
 
 /** The one-line form of a port; `parsePortSpec` reads it back. */
 export function formatPortSpec(spec: PortSpec): string {

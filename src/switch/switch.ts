@@ -18,14 +18,16 @@ import { UserEnd } from '../ports/user.ts';
 import { VdusePort } from '../ports/vduse.ts';
 import { VhostUserPort } from '../ports/vhost-user.ts';
 import { VxlanEnd } from '../ports/vxlan.ts';
+import { PortRules, RULE_FIELDS } from '../rules/index.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
 import { Workers } from '../workers/workers.ts';
 import { difference } from './apply.ts';
 import { SwitchError } from './errors.ts';
-import { checkPortSpec, checkSwitchOptions, isShared } from './spec.ts';
+import { changePortSpec, checkPortSpec, checkSwitchOptions, isShared } from './spec.ts';
 import type {
   Applied,
   FdbEntry,
+  PortChange,
   PortDetail,
   PortSpec,
   PortStatus,
@@ -64,6 +66,15 @@ export async function createSwitch(options: SwitchOptions = {}): Promise<Switch>
   return vswitch;
 }
 
+/** A port of the switch, with its place in the data plane. */
+interface Entry {
+  port: Port;
+  slot: number;
+  rules: PortRules;
+  /** As it is now: the port's own has the rules that it came with. */
+  spec: PortSpec;
+}
+
 /** Made by createSwitch(). Emits the events of SwitchEvents. */
 export class Switch extends EventEmitter<SwitchEvents> {
   readonly name: string;
@@ -73,7 +84,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #workers: Workers;
   readonly #io: IoThreads;
   readonly #poller: PollerLease = sharedPoller();
-  readonly #ports = new Map<string, { port: Port; slot: number }>();
+  readonly #ports = new Map<string, Entry>();
   /** Names that are being added or removed. */
   readonly #busy = new Set<string>();
   readonly #started = performance.now();
@@ -136,16 +147,23 @@ export class Switch extends EventEmitter<SwitchEvents> {
         'name',
       );
     }
-    const rival = [...this.#ports.values()].find(({ port }) => port.spec.target === spec.target)?.port;
+    const rival = [...this.#ports.values()].find((other) => other.spec.target === spec.target)?.spec;
     if (rival && !isShared(spec)) {
-      throw new SwitchError('BAD_SPEC', `port ${rival.spec.name} has ${spec.target} already`, 'target');
+      throw new SwitchError('BAD_SPEC', `port ${rival.name} has ${spec.target} already`, 'target');
     }
     const slot = this.#freeSlot();
     const struct = this.#structures.port(slot);
     struct.set('addresses', 0);
     struct.set('notLearned', 0);
     struct.set('used', 1);
+    const rules = new PortRules({
+      arena: this.#arena,
+      structures: this.#structures,
+      slot,
+      quiesce: () => this.#workers.quiesce(),
+    });
     try {
+      rules.begin(spec);
       const port = openPort(spec, {
         arena: this.#arena,
         structures: this.#structures,
@@ -162,8 +180,9 @@ export class Switch extends EventEmitter<SwitchEvents> {
           portError: (error) => this.emit('portError', { port: name, error }),
         },
       });
-      this.#ports.set(name, { port, slot });
+      this.#ports.set(name, { port, slot, rules, spec });
     } catch (error) {
+      await rules.close();
       struct.set('used', 0);
       throw new SwitchError('SOCKET', `port ${name}: ${(error as Error).message}`, 'target');
     }
@@ -188,13 +207,31 @@ export class Switch extends EventEmitter<SwitchEvents> {
     this.#busy.add(name);
     try {
       await entry.port.close();
+      await entry.rules.close();
       this.#structures.port(entry.slot).set('used', 0);
     } finally {
       this.#busy.delete(name);
     }
   }
 
-  #find(name: string): { port: Port; slot: number } {
+  /**
+   * Sets rules of a port anew, and the bound of its addresses; null brings a field back to its default. Rejects with a
+   * SwitchError, NO_SUCH_PORT, LIMIT or BAD_SPEC, and then nothing has changed.
+   */
+  async setPort(name: string, change: PortChange): Promise<void> {
+    const entry = this.#find(name);
+    const spec = changePortSpec(entry.spec, change);
+    try {
+      await entry.rules.set(spec);
+    } catch (error) {
+      throw new SwitchError('LIMIT', `port ${name}: ${(error as Error).message}`);
+    }
+    entry.spec = spec;
+    const most = spec.maxAddresses ?? this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT;
+    this.#structures.port(entry.slot).set('addressLimit', most);
+  }
+
+  #find(name: string): Entry {
     const entry = this.#ports.get(name);
     if (entry) return entry;
     const known = [...this.#ports.keys()].join(', ') || 'none';
@@ -215,7 +252,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       poll: poll ?? 'adaptive',
       ageing: ageing ?? AGEING,
       maxAddressesPerPort: maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
-      ports: [...this.#ports.values()].map(({ port }) => port.spec),
+      ports: [...this.#ports.values()].map(({ spec }) => spec),
     };
   }
 
@@ -232,7 +269,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   async #apply(wanted: SwitchOptions): Promise<Applied> {
     const found = difference(this.config(), wanted);
-    const before = new Map([...this.#ports].map(([name, { port }]) => [name, port.spec]));
+    const before = new Map([...this.#ports].map(([name, { spec }]) => [name, spec]));
     this.#set(found.settings);
     const applied: Applied = {
       added: [],
@@ -251,6 +288,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
       }
     };
     for (const name of found.remove) await attempt(name, applied.removed, () => this.removePort(name));
+    for (const { name, change } of found.set)
+      await attempt(name, applied.changed, () => this.setPort(name, change));
     // What changes goes before anything comes: ports may change places.
     const gone = new Set<string>();
     for (const { name } of found.change) {
@@ -276,19 +315,26 @@ export class Switch extends EventEmitter<SwitchEvents> {
     this.#options = { ...this.#options, ...settings };
     this.#structures.header.set('ageing', this.#options.ageing ?? AGEING);
     if (settings.maxAddressesPerPort === undefined) return;
-    for (const { port, slot } of this.#ports.values())
-      if (port.spec.maxAddresses === undefined)
+    for (const { spec, slot } of this.#ports.values())
+      if (spec.maxAddresses === undefined)
         this.#structures.port(slot).set('addressLimit', settings.maxAddressesPerPort);
   }
 
   /** Every port, in the order in which they were added. */
   ports(): PortStatus[] {
-    return [...this.#ports.values()].map(({ port }) => port.status());
+    return [...this.#ports.values()].map(withRules);
   }
 
   /** Everything about one port. Throws a SwitchError, NO_SUCH_PORT. */
   port(name: string): PortDetail {
-    return this.#find(name).port.detail();
+    const { port, rules, spec } = this.#find(name);
+    const detail = port.detail();
+    return {
+      ...detail,
+      ...turnedAway(detail, rules),
+      drops: { ...detail.drops, ...rules.drops() },
+      rules: rulesOf(spec),
+    };
   }
 
   /** The addresses learned and not yet too old. */
@@ -355,6 +401,25 @@ export class Switch extends EventEmitter<SwitchEvents> {
     return this.close();
   }
 }
+
+const sum = (drops: Record<string, number>) => Object.values(drops).reduce((all, count) => all + count, 0);
+
+/** The drops of a port, with those by its rules. */
+const turnedAway = ({ rxDrops, txDrops }: PortStatus, rules: PortRules) => ({
+  rxDrops: rxDrops + sum(rules.drops('rx')),
+  txDrops: txDrops + sum(rules.drops('tx')),
+});
+
+const withRules = ({ port, rules }: Entry): PortStatus => {
+  const status = port.status();
+  return { ...status, ...turnedAway(status, rules) };
+};
+
+/** The fields of a port's specification that are rules. */
+const rulesOf = (spec: PortSpec) =>
+  Object.fromEntries(
+    RULE_FIELDS.filter((field) => spec[field] !== undefined).map((field) => [field, spec[field]]),
+  );
 
 function openPort(spec: PortSpec, context: PortContext): Port {
   switch (spec.type) {

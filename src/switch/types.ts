@@ -44,7 +44,13 @@ export interface PortSpec {
   local?: string;
   /** Of `user`: more options of passt, separated by blanks. */
   options?: string;
+  // Rules, of every kind of port, which can be set anew while the port is there: docs/rules.md.
+  /** No frames to and from other ports that are isolated; default false. */
+  isolated?: boolean;
 }
+
+/** Fields of a port to be set anew; null: back to the default. */
+export type PortChange = { [K in keyof Omit<PortSpec, 'name' | 'type' | 'target'>]?: PortSpec[K] | null };
 
 export interface SwitchOptions {
   /** Default `vireo`; names the control socket. Same alphabet as a port's name. */
@@ -166,6 +172,8 @@ export interface PortDetail extends PortStatus {
   addresses: { learned: number; limit: number };
   /** Times a front-end connected. */
   connections: number;
+  /** The rules that are set, as in the port's specification. */
+  rules: Partial<PortSpec>;
 }
 
 /** What apply() did. */

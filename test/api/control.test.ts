@@ -16,9 +16,11 @@ import {
   serveControl,
 } from '../../src/api/server.ts';
 import { SwitchError } from '../../src/switch/errors.ts';
+import { changePortSpec } from '../../src/switch/spec.ts';
 import type {
   Applied,
   FdbEntry,
+  PortChange,
   PortDetail,
   PortSpec,
   PortStatus,
@@ -51,6 +53,11 @@ class Table implements SwitchControl {
     this.#ports.delete(name);
   }
 
+  async setPort(name: string, change: PortChange): Promise<void> {
+    this.port(name);
+    this.#ports.set(name, changePortSpec(this.#ports.get(name)!, change));
+  }
+
   ports(): PortStatus[] {
     return [...this.#ports.keys()].map((name) => this.port(name));
   }
@@ -74,6 +81,7 @@ class Table implements SwitchControl {
       filtered: 0,
       addresses: { learned: 0, limit: spec.maxAddresses ?? 4096 },
       connections: 0,
+      rules: spec.isolated === undefined ? {} : { isolated: spec.isolated },
       rxPackets: 0,
       rxBytes: 0,
       rxDrops: 0,
@@ -275,7 +283,15 @@ test('answers carry the status that HTTP has for them', () =>
       [404, 'NOT_FOUND', 'GET', '/v1/ports/vm1/queues'],
       [405, 'METHOD_NOT_ALLOWED', 'PUT', '/v1/ports', '{}'],
       [405, 'METHOD_NOT_ALLOWED', 'POST', '/v1/fdb', '{}'],
-      [405, 'METHOD_NOT_ALLOWED', 'PATCH', '/v1/ports/vm1'],
+      [405, 'METHOD_NOT_ALLOWED', 'PUT', '/v1/ports/vm1', '{}'],
+      [415, 'UNSUPPORTED_MEDIA_TYPE', 'PATCH', '/v1/ports/vm1'],
+      [200, undefined, 'PATCH', '/v1/ports/vm1', '{"isolated":true}'],
+      [200, undefined, 'PATCH', '/v1/ports/vm1', '{"isolated":null}'],
+      [400, 'BAD_SPEC', 'PATCH', '/v1/ports/vm1', '{"isolated":"so"}'],
+      [400, 'BAD_SPEC', 'PATCH', '/v1/ports/vm1', '{"name":"x"}'],
+      [400, 'BAD_SPEC', 'PATCH', '/v1/ports/vm1', '{"__proto__":{"isolated":true}}'],
+      [400, 'BAD_SPEC', 'PATCH', '/v1/ports/vm1', '[]'],
+      [404, 'NO_SUCH_PORT', 'PATCH', '/v1/ports/vm9', '{}'],
       [400, 'BAD_REQUEST', 'POST', '/v1/ports', '{"name":'],
       [400, 'BAD_REQUEST', 'POST', '/v1/ports', ''],
       [400, 'BAD_REQUEST', 'POST', '/v1/ports', '"vm1=vhost-user:/a"'],

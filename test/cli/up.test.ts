@@ -102,6 +102,9 @@ test('up says in one line what listens where, runs every command, and leaves not
 
   assert.equal(await up.run('port', 'add', `vm3=vhost-user:${c}`), `port vm3 listens on ${c}\n`);
   assert.ok(statSync(c).isSocket());
+  assert.equal(await up.run('port', 'set', 'vm3', 'isolated=true'), 'port vm3 set: isolated=true\n');
+  assert.match(await up.run('port', 'show', 'vm3'), /\nrules +isolated=true\n/);
+  assert.deepEqual((await up.json('port', 'set', 'vm3', 'isolated=')).rules, {});
   assert.equal(await up.run('port', 'del', 'vm3'), 'port vm3 removed\n');
   assert.equal(existsSync(c), false);
   const added = await up.json('port', 'add', `vm3=vhost-user:${relative(process.cwd(), c)}`);
@@ -139,6 +142,8 @@ test('what the switch refuses ends a command with code 1 and its reason', async 
     [['port', 'del', 'vm9'], /^vireo: no port .*vm9/],
     [['port', 'show', 'vm9'], /^vireo: no port .*vm9/],
     [['port', 'show', '../status'], /^vireo: no port /],
+    [['port', 'set', 'vm1', 'isolated=often'], /^vireo: isolated: expected true or false, /],
+    [['port', 'set', 'vm1', 'queues=2'], /^vireo: queues: expected a field that can be set/],
     [['qemu', 'vm9'], /^vireo: no port .*vm9/],
     [['fdb', 'flush', '--port', 'vm9'], /^vireo: no port .*vm9/],
   ];
@@ -397,6 +402,7 @@ test('help and version are no errors, and every help has examples', async () => 
     ['port'],
     ['port', 'add'],
     ['port', 'del'],
+    ['port', 'set'],
     ['port', 'show'],
   ];
   for (const command of [...commands, ['fdb'], ['fdb', 'flush'], ['qemu']]) {

@@ -15,7 +15,7 @@ afterEach(() => {
 
 const MULTICAST = Buffer.from([1, 0, 0x5e, 0, 0, 1]);
 const ZERO = Buffer.alloc(6);
-const lookup = (address: Buffer) => plane.functions.lookup(macKey(address)) >>> 0;
+const lookup = (address: Buffer) => plane.functions.lookup(macKey(address), 0) >>> 0;
 const UNKNOWN = 0xffff_ffff;
 
 function guests(count: number, options: DriverOptions = {}): Driver[] {
@@ -286,7 +286,7 @@ describe('a round', () => {
   test('takes one burst from each ring, in turn', () => {
     const all = guests(3, { size: 256 });
     const [a, b, c] = all as [Driver, Driver, Driver];
-    plane.functions.learn(macKey(mac(3)), c.port.slot);
+    plane.functions.learn(macKey(mac(3)), 0, c.port.slot);
     a.port.tx.vring.set('callFd', -1);
     b.port.tx.vring.set('callFd', -1);
     c.port.rx.vring.set('callFd', -1);
@@ -301,7 +301,7 @@ describe('a round', () => {
   test('ends early when guests are to be interrupted, so that none waits for a long poll', () => {
     const all = guests(2, { size: 256 });
     const [a, b] = all as [Driver, Driver];
-    plane.functions.learn(macKey(mac(3)), b.port.slot);
+    plane.functions.learn(macKey(mac(3)), 0, b.port.slot);
     a.flood(frame(mac(3), mac(1), 60), 200);
     assert.equal(plane.poll(100).packets, BURST);
   });

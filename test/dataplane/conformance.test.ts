@@ -39,8 +39,8 @@ const B = mac(2);
 
 function pair(options: DriverOptions): [Driver, Driver] {
   const both: [Driver, Driver] = [new Driver(plane, options), new Driver(plane, options)];
-  plane.functions.learn(macKey(A), both[0].port.slot);
-  plane.functions.learn(macKey(B), both[1].port.slot);
+  plane.functions.learn(macKey(A), 0, both[0].port.slot);
+  plane.functions.learn(macKey(B), 0, both[1].port.slot);
   return both;
 }
 
@@ -177,7 +177,7 @@ describe('memory that does not lie in the arena', () => {
         } as const;
         const a = new Driver(plane, { ...options, segmentLength: 1000, reach: from });
         const b = new Driver(plane, { ...options, reach: to });
-        plane.functions.learn(macKey(B), b.port.slot);
+        plane.functions.learn(macKey(B), 0, b.port.slot);
         for (const length of LENGTHS) exchange(a, b, options, length);
         assertClean(a);
         assertClean(b);

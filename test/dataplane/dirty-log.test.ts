@@ -113,8 +113,8 @@ for (const [format, bit] of FORMATS) {
             guestBase: GUEST_BASE,
           };
           const [a, b] = [new Driver(plane, options), new Driver(plane, options)];
-          plane.functions.learn(macKey(A), a.port.slot);
-          plane.functions.learn(macKey(B), b.port.slot);
+          plane.functions.learn(macKey(A), 0, a.port.slot);
+          plane.functions.learn(macKey(B), 0, b.port.slot);
           const pages = Math.ceil(b.port.memory.regions[0]!.size / PAGE) + 16;
           const logs = [new TestLog(a.port, pages), new TestLog(b.port, pages)] as const;
           const drivers = [a, b] as const;
@@ -154,7 +154,7 @@ describe('a log', () => {
     for (const [, flags] of FORMATS) {
       const options = { size: 64, flags, bufferLength: 9100, guestBase: GUEST_BASE };
       const [a, b] = [new Driver(plane, options), new Driver(plane, options)];
-      plane.functions.learn(macKey(B), b.port.slot);
+      plane.functions.learn(macKey(B), 0, b.port.slot);
       const log = new TestLog(b.port, 16);
       for (let i = 0; i < 64; i++) {
         a.send(frame(B, A, 1514, i));
@@ -174,7 +174,7 @@ describe('a log', () => {
   test('without the used ring marks buffers alone', () => {
     const options = { size: 64, bufferLength: 2048, guestBase: GUEST_BASE };
     const [a, b] = [new Driver(plane, options), new Driver(plane, options)];
-    plane.functions.learn(macKey(B), b.port.slot);
+    plane.functions.learn(macKey(B), 0, b.port.slot);
     const log = new TestLog(b.port, 200);
     b.port.rx.vring.set('logUsed', 0);
     b.port.tx.vring.set('logUsed', 0);

@@ -12,7 +12,7 @@ const EVERY_PORT = 0xffff_ffff;
 const UNKNOWN = 0xffff_ffff;
 const AGEING = 300;
 
-const lookup = (key: bigint) => functions.lookup(key) >>> 0;
+const lookup = (key: bigint) => functions.lookup(key, 0) >>> 0;
 
 afterEach(() => {
   plane.clear();
@@ -78,7 +78,7 @@ describe('the forwarding database', () => {
         const port = random.below(limits.length);
         const what = random.below(1000);
         if (what < 600) {
-          functions.learn(key, port);
+          functions.learn(key, 0, port);
           model.learn(key, port);
         } else if (what < 980) {
           assert.equal(lookup(key), model.lookup(key), `lookup, operation ${i}`);
@@ -108,11 +108,11 @@ describe('the forwarding database', () => {
     for (const seed of [0n, 0xdead_beef_0123_4567n]) {
       header.set64('fdbSeed', seed);
       ports(...Array(16).fill(count));
-      for (let i = 0; i < count; i++) functions.learn(macKey(mac(i * 257)), i % 16);
+      for (let i = 0; i < count; i++) functions.learn(macKey(mac(i * 257)), 0, i % 16);
       assert.equal(header.get('fdbEntries'), count);
       for (let i = 0; i < count; i++) assert.equal(lookup(macKey(mac(i * 257))), i % 16);
       for (let i = 0; i < 1000; i++) assert.equal(lookup(macKey(mac(i * 257 + 1))), UNKNOWN);
-      functions.learn(macKey(mac(1)), 3);
+      functions.learn(macKey(mac(1)), 0, 3);
       assert.equal(lookup(macKey(mac(1))), UNKNOWN, 'one more is not learned');
       assert.equal(plane.structures.port(3).get('notLearned'), 1);
       assert.equal(functions.flush(5, 0), count / 16);
@@ -125,7 +125,7 @@ describe('the forwarding database', () => {
   test('tells an address that nobody has from a free entry', () => {
     ports(10, 10);
     assert.equal(lookup(0n), UNKNOWN);
-    functions.learn(macKey(mac(1)), 1);
+    functions.learn(macKey(mac(1)), 0, 1);
     functions.flush(EVERY_PORT, 0);
     assert.equal(lookup(0n), UNKNOWN);
     assert.equal(lookup(macKey(mac(1))), UNKNOWN);

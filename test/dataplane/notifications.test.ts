@@ -275,7 +275,7 @@ describe('the driver', () => {
     test(`asks for interrupts only while it is armed, ${flags ? 'used_event' : 'avail.flags'}`, () => {
       const { functions } = plane;
       const [a, b] = [new Driver(plane, { size: SIZE, flags }), new Driver(plane, { size: SIZE, flags })];
-      functions.learn(macKey(mac(2)), b.port.slot);
+      functions.learn(macKey(mac(2)), 0, b.port.slot);
       const at = b.port.rx.vring.at;
       const toB = frame(mac(2), mac(1), 60);
       const exchange = (count: number) => {

@@ -93,7 +93,7 @@ function send(driver: Driver, frame: Buffer, header: Header): void {
 function crossed(format: number, accepts: number, frame: Buffer, header: Header): Arrived[] {
   const a = guest(format, ALL);
   const b = guest(format, accepts);
-  plane.functions.learn(macKey(B), b.port.slot);
+  plane.functions.learn(macKey(B), 0, b.port.slot);
   send(a, frame, header);
   assert.deepEqual(plane.poll(), { packets: 1, calls: [b.port.rx.vring.at, a.port.tx.vring.at], broken: 0 });
   return arrived(b);
@@ -259,7 +259,7 @@ for (const [format, bits] of FORMATS) {
       const { transport, field } = layout(segment);
       const a = guest(bits, ALL);
       const b = new Driver(plane, { flags: OFFLOADS | MERGEABLE | bits, size: 16, tableEntries: 1 });
-      plane.functions.learn(macKey(B), b.port.slot);
+      plane.functions.learn(macKey(B), 0, b.port.slot);
       send(a, frameOf(B, A, segment, true), {
         flags: 1, gso: GSO.tcp4, size: 1000, start: transport, offset: field,
       }); // biome-ignore format: a table
@@ -317,7 +317,7 @@ for (const [format, bits] of FORMATS) {
       test(`${name}: dropped, and the next one passes`, () => {
         const a = guest(bits, ALL, may);
         const b = guest(bits, ALL);
-        plane.functions.learn(macKey(B), b.port.slot);
+        plane.functions.learn(macKey(B), 0, b.port.slot);
         send(a, frame, header);
         send(a, whole, {});
         plane.poll();
@@ -336,7 +336,7 @@ for (const [format, bits] of FORMATS) {
     test('of a guest that negotiated nothing is not looked at', () => {
       const a = new Driver(plane, { flags: MERGEABLE | bits, size: 256, tableEntries: 1 });
       const b = guest(bits, ALL);
-      plane.functions.learn(macKey(B), b.port.slot);
+      plane.functions.learn(macKey(B), 0, b.port.slot);
       a.tx.set('flags', a.tx.get('flags') | OFFLOADS);
       send(a, whole, { flags: 0xff, gso: 0xff, size: 1, start: 0xffff, offset: 0xffff });
       plane.poll();

@@ -68,7 +68,7 @@ for (const [name, format] of [
     const guests = (flags: number) =>
       [A, B, C].map((address) => {
         const driver = new Driver(plane, { size: 64, flags: format | flags, bufferLength: 2048 });
-        plane.functions.learn(macKey(address), driver.port.slot);
+        plane.functions.learn(macKey(address), 0, driver.port.slot);
         return driver;
       }) as [Driver, Driver, Driver];
 
@@ -129,7 +129,7 @@ for (const [name, format] of [
       const options = { size: 1024, flags: format | MERGEABLE | OFFLOADS, tableEntries: 1 };
       const a = new Driver(plane, { ...options, may: CSUM | TSO4, accepts: 0 });
       const b = new Driver(plane, { ...options, may: 0, accepts: 0 });
-      plane.functions.learn(macKey(B), b.port.slot);
+      plane.functions.learn(macKey(B), 0, b.port.slot);
       const segment = { version: 4, protocol: 'tcp', payload: Buffer.alloc(60_000, 7) } as const;
       const whole = frameOf(B, A, segment, true);
       const small = frame(B, A, 300);

@@ -1,0 +1,51 @@
+/**
+ * What an operator has set for the frames of a port: the stages that a frame goes through between the ring that it
+ * comes from and the rings that it goes to. Frames of a port without rules never come here.
+ *
+ *   admit()    the stages for frames from a port, before it is decided where they go
+ *   reaches()  may a frame from one port go to another?
+ *   depart()   the stages for frames to a port, before they are written to its rings
+ *
+ * Each stage has a file of its own and a bit (STAGE_…). One that turns frames away counts them by reason.
+ */
+import { Port, portAt, Rules, STAGE_ISOLATION, Vring } from './layout';
+import { listSlot } from './scratch';
+
+/** Reasons, in the order of src/rules/reasons.ts. */
+export const RULE_ISOLATED: u32 = 0;
+
+/** Bits of a filtering identifier below the bridge's: a VLAN's number. */
+export const VLAN_BITS: u32 = 12;
+
+/** The filtering identifier of frames without a VLAN on a bridge. */
+@inline export function fidOf(bridge: u32): u32 { return bridge << VLAN_BITS; }
+
+/** The rules of a port, null where it has none. */
+@inline export function rulesOf(port: u32): Rules { return changetype<Rules>(portAt(port).rules); }
+
+/** Counts frames that a rule has turned away. Workers may count for one port at a time. */
+export function refuse(rules: Rules, reason: u32, count: u64 = 1): void {
+  atomic.add<u64>(rules.drops + (<usize>reason << 3), count);
+}
+
+/** Takes the first `count` frames of the burst through the stages for what comes from a port. */
+export function admit(source: Vring, rules: Rules, count: u32): void {
+}
+
+/** May a frame that came from a port with rules go to another one? */
+export function reaches(rules: Rules, to: u32): bool {
+  if (rules.ingress & STAGE_ISOLATION) {
+    const other = rulesOf(to);
+    if (changetype<usize>(other) != 0 && other.isolated) return false;
+  }
+  return true;
+}
+
+/**
+ * Takes frames of the burst, all or those in the worker's list, through the stages for what goes to a port. Those
+ * that go on are in the worker's list then; returns how many.
+ */
+export function depart(port: Port, rules: Rules, count: u32, every: bool): u32 {
+  if (every) for (let i: u32 = 0; i < count; i++) store<u32>(listSlot(i), i);
+  return count;
+}

@@ -1,0 +1,17 @@
+/**
+ * What an operator can set for the frames of a port while it runs, one file a kind. The kinds are listed here; the
+ * schema of a port, `vireo port set`, the API and `vireo apply` take their fields from this list.
+ */
+import type { PortSpec } from '../switch/types.ts';
+import { isolation } from './isolation.ts';
+import type { Rule } from './rule.ts';
+
+export const RULES: readonly Rule[] = [isolation];
+
+/** Fields of a port's specification that can be set anew while it is there. */
+export const RULE_FIELDS = RULES.flatMap(({ fields }) => Object.keys(fields)) as (keyof PortSpec)[];
+
+/** What is wrong with the rules of a port taken together. */
+export const contradictions = (port: PortSpec) => RULES.flatMap((rule) => rule.contradictions?.(port) ?? []);
+
+export { PortRules } from './port-rules.ts';

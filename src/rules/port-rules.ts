@@ -1,0 +1,126 @@
+/** The rules of one port, from the control plane: they are there from the first field that is set until the port goes. */
+import { isDeepStrictEqual } from 'node:util';
+import type { Arena, Range, RulesStruct, Structures } from '../arena/index.ts';
+import type { PortSpec } from '../switch/types.ts';
+import { RULES } from './index.ts';
+import { REASONS } from './reasons.ts';
+import type { RuleTable } from './rule.ts';
+
+interface Options {
+  arena: Arena;
+  structures: Structures;
+  slot: number;
+  /** Resolves when no worker can look at what was there before. */
+  quiesce(): Promise<void>;
+}
+
+export class PortRules {
+  readonly #options: Options;
+  /** Rooms by owner; those of the rules themselves. */
+  readonly #rooms = new Map<string, Range>();
+  /** What no field points to any more, until the workers have passed by. */
+  #old: Range[] = [];
+  #rules: RulesStruct | undefined;
+  #spec: PortSpec | undefined;
+
+  constructor(options: Options) {
+    this.#options = options;
+  }
+
+  /** Brings the data plane to what the port's specification says, before anybody looks. Throws ArenaFullError. */
+  begin(spec: PortSpec): void {
+    this.#write(spec);
+  }
+
+  /** The same while the workers look, by what differs. Rejects with ArenaFullError, and nothing has changed then. */
+  async set(spec: PortSpec): Promise<void> {
+    try {
+      this.#write(spec);
+    } finally {
+      await this.#settle();
+    }
+  }
+
+  #write(spec: PortSpec): void {
+    const before = this.#spec;
+    const changed = RULES.filter(({ fields }) =>
+      Object.keys(fields).some((field) => {
+        const key = field as keyof PortSpec;
+        return !isDeepStrictEqual(before?.[key], spec[key]);
+      }),
+    );
+    if (changed.length > 0) {
+      this.#rules ??= this.#start();
+      const table = this.#table(this.#rules);
+      try {
+        for (const rule of changed) rule.set(spec, table);
+      } catch (error) {
+        if (before) for (const rule of changed) rule.set(before, table);
+        throw error;
+      }
+    }
+    this.#spec = spec;
+  }
+
+  /** What was turned away, by reason; nothing where nothing was. */
+  drops(way?: 'rx' | 'tx'): Record<string, number> {
+    const drops: Record<string, number> = {};
+    if (!this.#rules) return drops;
+    const at = this.#rules.get('drops') >>> 3;
+    for (const [i, reason] of REASONS.entries()) {
+      const count = Number(this.#options.arena.u64[at + i]!);
+      if (count > 0 && (way === undefined || reason.way === way)) drops[reason.name] = count;
+    }
+    return drops;
+  }
+
+  /** The port goes: nothing is left. */
+  async close(): Promise<void> {
+    if (!this.#rules) return;
+    this.#rules = undefined;
+    this.#options.structures.port(this.#options.slot).set('rules', 0);
+    this.#old.push(...this.#rooms.values());
+    this.#rooms.clear();
+    await this.#settle();
+  }
+
+  #start(): RulesStruct {
+    const { structures, slot } = this.#options;
+    const rules = structures.rules(this.#room('rules', structures.constant('RULES_STRIDE')));
+    rules.set('drops', this.#room('drops', structures.constant('RULE_REASONS') * 8));
+    structures.port(slot).set('rules', rules.at);
+    return rules;
+  }
+
+  #room(owner: string, length: number): number {
+    const room = length > 0 ? this.#options.arena.takeTable(length) : undefined;
+    const before = this.#rooms.get(owner);
+    if (before) this.#old.push(before);
+    if (room) this.#rooms.set(owner, room);
+    else this.#rooms.delete(owner);
+    return room?.start ?? 0;
+  }
+
+  #table(rules: RulesStruct): RuleTable {
+    const { arena, structures, slot } = this.#options;
+    return {
+      arena,
+      structures,
+      rules,
+      slot,
+      stage: (way, stage, on) => {
+        const bit = structures.constant(stage);
+        rules.set(way, on ? rules.get(way) | bit : rules.get(way) & ~bit);
+      },
+      room: (owner, length) => this.#room(owner, length),
+    };
+  }
+
+  async #settle(): Promise<void> {
+    const old = this.#old;
+    this.#old = [];
+    if (old.length === 0) return;
+    await this.#options.quiesce();
+    for (const room of old) this.#options.arena.freeTable(room);
+  }
+}

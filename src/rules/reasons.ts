@@ -1,0 +1,9 @@
+/** Why rules turn frames away: names for `port show`, in the order of RULE_… in the data plane. */
+
+export interface Reason {
+  name: string;
+  /** Of frames that came from the port's guest, or of frames to it. */
+  way: 'rx' | 'tx';
+}
+
+export const REASONS: readonly Reason[] = [{ name: 'isolated', way: 'rx' }];

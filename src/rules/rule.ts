@@ -1,0 +1,30 @@
+/** What each kind of rule is made of, and what it is given to bring the data plane to it. */
+import type { z } from 'zod';
+import type { Arena, RulesStruct, Structures } from '../arena/index.ts';
+import type { PortSpec } from '../switch/types.ts';
+
+/** A kind of rule: fields of a port's specification, and what the data plane does with them. */
+export interface Rule {
+  /** The fields, each optional, with what they may be. */
+  readonly fields: Partial<Record<keyof PortSpec, z.ZodType>>;
+  /** What contradicts itself, though each field by itself is right: the field, and what was expected and found. */
+  contradictions?(port: PortSpec): { field: keyof PortSpec; message: string }[];
+  /** Brings the data plane to what the port's specification says. Called at first, and when one of the fields changes. */
+  set(port: PortSpec, table: RuleTable): void;
+}
+
+/** The rules of one port in the data plane. What is set is seen by the workers from their next burst on. */
+export interface RuleTable {
+  readonly arena: Arena;
+  readonly structures: Structures;
+  readonly rules: RulesStruct;
+  /** Index of the port in the data plane. */
+  readonly slot: number;
+  /** Switches a stage (a constant STAGE_… of layout.ts) on or off, for frames from the port or for those to it. */
+  stage(way: 'ingress' | 'egress', stage: string, on: boolean): void;
+  /**
+   * Zeroed room in the arena, in bytes, for what a field of Rules points to. It is freed, once no worker can look at
+   * it any more, when the same owner takes other room or none (0), and with the port. Throws ArenaFullError.
+   */
+  room(owner: string, length: number): number;
+}
