@@ -142,11 +142,19 @@ test('what the switch refuses ends a command with code 1 and its reason', async 
     [['port', 'del', 'vm9'], /^vireo: no port .*vm9/],
     [['port', 'show', 'vm9'], /^vireo: no port .*vm9/],
     [['port', 'show', '../status'], /^vireo: no port /],
-    [['port', 'set', 'vm1', 'isolated=often'], /^vireo: isolated: expected true or false, /],
-    [['port', 'set', 'vm1', 'queues=2'], /^vireo: queues: expected a field that can be set/],
     [['qemu', 'vm9'], /^vireo: no port .*vm9/],
     [['fdb', 'flush', '--port', 'vm9'], /^vireo: no port .*vm9/],
   ];
+  const wrong: [args: string[], stderr: RegExp][] = [
+    [['port', 'set', 'vm1', 'isolated=often'], /^vireo: isolated: expected true or false, found "often"/],
+    [['port', 'set', 'vm1', 'queues=2'], /^vireo: queues: expected a field that can be set/],
+    [['port', 'set', 'vm1', 'isolated'], /^vireo: expected key=value, .* found "isolated"/],
+  ];
+  for (const [args, stderr] of wrong) {
+    const result = await vireo([...args, '--control', join(dir, 'control.sock')]);
+    assert.equal(result.code, 2, args.join(' '));
+    assert.match(result.stderr, stderr);
+  }
   for (const [args, stderr] of cases) {
     const run = await vireo([...args, '--control', up.control]);
     assert.equal(run.code, 1, args.join(' '));
