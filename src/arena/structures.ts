@@ -50,7 +50,8 @@ const PORT = [
   'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'iotlb', 'addresses', 'addressLimit', 'notLearned',
   'reception', 'filtered', 'bridge', 'rules',
 ] as const; // biome-ignore format: a table
-const RULES = ['ingress', 'egress', 'lock', 'isolated', 'drops'] as const;
+const RULES = ['ingress', 'egress', 'lock', 'isolated', 'vlans', 'drops'] as const;
+const VLANS = ['pvid', 'type', 'tagged'] as const;
 const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
 const WINDOW = ['key', 'arena', 'stamp'] as const;
 const RECEPTION = ['filter', 'hashed', 'hashTypes', 'rss', 'mac', 'unicasts', 'multicasts'] as const;
@@ -72,6 +73,7 @@ export type HeaderStruct = Struct<(typeof HEADER)[number]>;
 export type WorkerStruct = Struct<(typeof WORKER)[number]>;
 export type PortStruct = Struct<(typeof PORT)[number]>;
 export type RulesStruct = Struct<(typeof RULES)[number]>;
+export type VlansStruct = Struct<(typeof VLANS)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
 export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
 export type CommandStruct = Struct<(typeof COMMAND)[number]>;
@@ -96,6 +98,7 @@ export class Structures {
       worker: fields(layout, 'Worker', WORKER),
       port: fields(layout, 'Port', PORT),
       rules: fields(layout, 'Rules', RULES),
+      vlans: fields(layout, 'Vlans', VLANS),
       region: fields(layout, 'Region', REGION),
       reception: fields(layout, 'Reception', RECEPTION),
       command: fields(layout, 'Command', COMMAND),
@@ -125,6 +128,11 @@ export class Structures {
   /** A port's rules, at an offset of the arena. */
   rules(at: number): RulesStruct {
     return new Struct(this.#arena, at, this.#offsets.rules);
+  }
+
+  /** The VLANs of a port, at an offset of the arena. */
+  vlans(at: number): VlansStruct {
+    return new Struct(this.#arena, at, this.#offsets.vlans);
   }
 
   /** The region at a place of a port's table. */

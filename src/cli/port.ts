@@ -7,7 +7,12 @@ import { bytes, count, pairs, table } from './table.ts';
 
 const RULE_FORM = `
 Rules for the frames of a port, which \`vireo port set\` changes while it is there:
-  isolated=true        no frames to and from other ports that are isolated`;
+  isolated=true        no frames to and from other ports that are isolated
+  vlan=N               frames without a tag are in this VLAN, and no others come: an access port
+  trunk=LIST           the VLANs that come and go with tags, such as 10+20-30, or all (default)
+  native=N             the VLAN of a trunk's frames without a tag
+  qinq=N               all frames of a customer, whatever tags they have, go in this VLAN
+  tags=802.1q|802.1ad  the tags of a trunk: 0x8100 (default) or 0x88a8`;
 
 export const PORT_FORM = `
 A port is NAME=TYPE:TARGET[,key=value…]:

@@ -3,13 +3,14 @@
  * them there. Frames for one destination keep their order and go out as one burst.
  */
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
-import { drop, DROP_SAME_PORT, header, portAt, Vring } from './layout';
+import { drop, DROP_SAME_PORT, header, portAt, STAGE_VLAN, Vring } from './layout';
 import { admit, fidOf, reaches, refuse, RULE_ISOLATED, rulesOf } from './rules';
 import {
-  destinationSlot, FLOOD, frameAt, listSlot, markSlot, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
+  destinationSlot, FLOOD, frameAt, listSlot, markSlot, noteAt, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
 } from './scratch';
 import { deliver } from './spread';
 import { recordCasts } from './statistics';
+import { forgetNotes } from './vlan';
 
 /** The group bit of an address, as loaded little-endian. */
 const GROUP: u64 = 1;
@@ -19,8 +20,10 @@ export function bridge(source: Vring, count: u32): void {
   const from = source.port;
   const rules = rulesOf(from);
   const ruled = changetype<usize>(rules) != 0 && rules.ingress != 0;
+  const inVlans = ruled && (rules.ingress & STAGE_VLAN) != 0;
+  forgetNotes();
   if (ruled) admit(source, rules, count);
-  const fid = fidOf(portAt(from).bridge);
+  let fid = fidOf(portAt(from).bridge);
   let lastSource: u64 = 0;
   // No address: the first frame is always looked up.
   let lastDestination: u64 = u64.MAX_VALUE;
@@ -34,6 +37,11 @@ export function bridge(source: Vring, count: u32): void {
     if (packet.destination == NOWHERE) {
       uniform = false;
       continue;
+    }
+    if (inVlans && noteAt(i).fid != fid) {
+      fid = noteAt(i).fid;
+      lastSource = 0;
+      lastDestination = u64.MAX_VALUE;
     }
     const destination = load<u64>(frame) & MAC_MASK;
     const origin = load<u64>(frame, 6) & MAC_MASK;

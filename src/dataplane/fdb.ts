@@ -31,8 +31,8 @@ const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /** Mixes all bits of the address with the seed (finalizer of MurmurHash3, twice keyed). */
 @inline
 function hash(mac: u64, fid: u32): u64 {
-  let h = (mac ^ (<u64>fid << 40) ^ header().fdbSeed) * MIX;
-  h = (h ^ (h >> 32)) * 0xd6e8_feb8_6659_fd93;
+  let h = (mac ^ header().fdbSeed) * MIX;
+  h = (h ^ (h >> 32) ^ (<u64>fid * 0xff51_afd7_ed55_8ccd)) * 0xd6e8_feb8_6659_fd93;
   return h ^ (h >> 32);
 }
 

@@ -56,6 +56,11 @@ export const ENTRY_STRIDE: usize = ENTRY_BYTES;
 export const RULES_STRIDE: usize = L.RULES_STRIDE;
 export const RULE_REASONS: u32 = L.RULE_REASONS;
 export const STAGE_ISOLATION: u32 = L.STAGE_ISOLATION;
+export const STAGE_VLAN: u32 = L.STAGE_VLAN;
+export const NO_VLAN: u32 = L.NO_VLAN;
+export const NO_TAGS: u32 = L.NO_TAGS;
+export const MEMBERS_OFFSET: usize = L.MEMBERS_OFFSET;
+export const VLANS_STRIDE: usize = L.VLANS_STRIDE;
 export const RECEPTION_STRIDE: usize = L.RECEPTION_STRIDE;
 export const UNICASTS_OFFSET: usize = L.UNICASTS_OFFSET;
 export const MULTICASTS_OFFSET: usize = L.MULTICASTS_OFFSET;
@@ -108,7 +113,12 @@ export const Rules_ingress: usize = offsetof<L.Rules>('ingress');
 export const Rules_egress: usize = offsetof<L.Rules>('egress');
 export const Rules_lock: usize = offsetof<L.Rules>('lock');
 export const Rules_isolated: usize = offsetof<L.Rules>('isolated');
+export const Rules_vlans: usize = offsetof<L.Rules>('vlans');
 export const Rules_drops: usize = offsetof<L.Rules>('drops');
+
+export const Vlans_pvid: usize = offsetof<L.Vlans>('pvid');
+export const Vlans_type: usize = offsetof<L.Vlans>('type');
+export const Vlans_tagged: usize = offsetof<L.Vlans>('tagged');
 
 export const Reception_filter: usize = offsetof<L.Reception>('filter');
 export const Reception_hashed: usize = offsetof<L.Reception>('hashed');

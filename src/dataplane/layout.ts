@@ -32,6 +32,8 @@ export const WORKER_STRIDE: usize = 0x50_0000;
 export const BURST: u32 = 64;
 /** Bytes of a frame that are copied before anything is decided on them. */
 export const SNAPSHOT: u32 = 128;
+/** Of these the bytes that a decision may rest on: a tag that is inserted moves the others out of the snapshot. */
+export const DECIDED: u32 = SNAPSHOT - 4;
 /** Entries of a port's table from flows to rings, a power of 2. */
 export const FLOWS: u32 = 128;
 /** Largest frame: 64 KiB of payload and an Ethernet header (virtio 1.3, 5.1.6.3.1: 65562 with the header). */
@@ -132,15 +134,36 @@ export class Rules {
   lock: i32;
   /** 1: frames don't go to other ports that are isolated. */
   isolated: u32;
+  /** Which VLANs the port is in (`Vlans`), with STAGE_VLAN. */
+  vlans: usize;
   /** Frames that the rules have turned away, by reason (RULE_…): `u64[RULE_REASONS]`. */
   drops: usize;
 }
 
 /** Rules.ingress, Rules.egress: in the order in which a frame goes through them. */
 export const STAGE_ISOLATION: u32 = 1;
+export const STAGE_VLAN: u32 = 2;
 
 /** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
 export const RULE_REASONS: u32 = 32;
+
+/** Which VLANs a port is in, and how (vlan.ts). */
+@unmanaged
+export class Vlans {
+  /** Frames of this VLAN have no tag on the port; NO_VLAN: there are none without. */
+  pvid: u32;
+  /** Type of the port's tags, as it is loaded little-endian; NO_TAGS: whatever a frame has is the customer's own. */
+  type: u32;
+  /** 1: frames with a tag are admitted, 0: only such as have a priority alone in it. */
+  tagged: u32;
+}
+
+/** The VLAN that none may be in. */
+export const NO_VLAN: u32 = 4095;
+export const NO_TAGS: u32 = 0xffff_ffff;
+/** Behind a Vlans: a bit for each VLAN that the port is in. */
+export const MEMBERS_OFFSET: usize = 64;
+export const VLANS_STRIDE: usize = MEMBERS_OFFSET + 512;
 
 /**
  * What a driver asked for by its control queue of the frames that it gets (virtio 1.3, 5.1.6.5): filters

@@ -6,7 +6,7 @@
  * passed on to such a receiver is a header made of what was checked. For any other receiver segment.ts does the
  * work. A header that doesn't fit its frame is the frame's end: it says where to write.
  */
-import { OFFLOAD_CSUM, OFFLOAD_ECN, OFFLOAD_TSO4, OFFLOAD_TSO6, OFFLOAD_UFO, OFFLOAD_USO4, OFFLOAD_USO6, SNAPSHOT } from './layout';
+import { DECIDED, OFFLOAD_CSUM, OFFLOAD_ECN, OFFLOAD_TSO4, OFFLOAD_TSO6, OFFLOAD_UFO, OFFLOAD_USO4, OFFLOAD_USO6 } from './layout';
 import { Packet } from './scratch';
 
 /** virtio_net_hdr.flags and gso_type (5.1.6). */
@@ -43,20 +43,20 @@ export let protocol: u32 = 0;
 @inline function word(at: usize): u32 { return <u32>bswap(load<u16>(at)); }
 
 /**
- * Finds the headers in the snapshot of a frame of `length` bytes, behind at most one VLAN tag. False when it holds
+ * Finds the headers in the first `end` bytes of a frame, all in its snapshot, behind whatever VLAN tags. False when it holds
  * no whole IPv4 or IPv6 header: `transport` is then beyond any frame, or right behind the Ethernet header of a
  * frame that isn't IP. Of a fragment `protocol` is 0 or 44: it has no transport header.
  */
-export function parse(frame: usize, length: u32): bool {
-  const end = min(length, SNAPSHOT);
+export function parse(frame: usize, end: u32): bool {
   version = 0;
   protocol = 0;
   network = ETHERNET;
+  transport = u32.MAX_VALUE;
   let type = word(frame + 12);
-  if (type == 0x8100 || type == 0x88a8) {
+  while (type == 0x8100 || type == 0x88a8) {
     network += VLAN_TAG;
     if (network > end) return false;
-    type = word(frame + 16);
+    type = word(frame + network - 2);
   }
   transport = network;
   if (type != 0x0800 && type != 0x86dd) return false;
@@ -89,9 +89,8 @@ export function parse(frame: usize, length: u32): bool {
   return true;
 }
 
-/** Bytes up to the end of the transport header at `transport`; 0 when the snapshot doesn't hold it whole. */
-export function headersLength(frame: usize, length: u32): u32 {
-  const end = min(length, SNAPSHOT);
+/** Bytes up to the end of the transport header at `transport`; 0 when the first `end` bytes don't hold it whole. */
+export function headersLength(frame: usize, end: u32): u32 {
   if (protocol == UDP) return transport + UDP_HEADER <= end ? transport + UDP_HEADER : 0;
   if (transport + TCP_HEADER > end) return 0;
   const header = <u32>(load<u8>(frame + transport, 12) >> 4) << 2;
@@ -114,7 +113,8 @@ export function inspect(packet: Packet, frame: usize, may: u32): bool {
   if (flags == 0) return gso == GSO_NONE;
   if (!(may & OFFLOAD_CSUM)) return false;
   // The result is written behind the network header: nothing that was decided on changes.
-  const parsed = parse(frame, length);
+  const end = min(length, DECIDED);
+  const parsed = parse(frame, end);
   if (start < transport || start + offset + 2 > length) return false;
   if (gso == GSO_NONE) {
     packet.offload = OFFLOAD_CSUM;
@@ -126,7 +126,7 @@ export function inspect(packet: Packet, frame: usize, may: u32): bool {
   if (needs == 0 || needs & ~may) return false;
   const tcp = (needs & (OFFLOAD_TSO4 | OFFLOAD_TSO6)) != 0;
   if (protocol != (tcp ? TCP : UDP) || start != transport || offset != (tcp ? TCP_CHECKSUM : UDP_CHECKSUM)) return false;
-  const headers = headersLength(frame, length);
+  const headers = headersLength(frame, end);
   if (headers == 0 || size == 0) return false;
   if (needs & OFFLOAD_UFO) {
     // Fragments begin at multiples of 8 bytes, and IPv6 wants them behind a bare header.

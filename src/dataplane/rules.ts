@@ -8,11 +8,16 @@
  *
  * Each stage has a file of its own and a bit (STAGE_…). One that turns frames away counts them by reason.
  */
-import { Port, portAt, Rules, STAGE_ISOLATION, Vring } from './layout';
+import { Port, portAt, Rules, STAGE_ISOLATION, STAGE_VLAN, Vring } from './layout';
 import { listSlot } from './scratch';
+import { classify, dress } from './vlan';
 
 /** Reasons, in the order of src/rules/reasons.ts. */
 export const RULE_ISOLATED: u32 = 0;
+export const RULE_VLAN_NOT_ADMITTED: u32 = 1;
+export const RULE_VLAN_NOT_MEMBER: u32 = 2;
+export const RULE_VLAN_INNER_TAG: u32 = 3;
+export const RULE_VLAN_TOO_LONG: u32 = 4;
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -30,6 +35,7 @@ export function refuse(rules: Rules, reason: u32, count: u64 = 1): void {
 
 /** Takes the first `count` frames of the burst through the stages for what comes from a port. */
 export function admit(source: Vring, rules: Rules, count: u32): void {
+  if (rules.ingress & STAGE_VLAN) classify(rules, portAt(source.port).bridge, count);
 }
 
 /** May a frame that came from a port with rules go to another one? */
@@ -47,5 +53,6 @@ export function reaches(rules: Rules, to: u32): bool {
  */
 export function depart(port: Port, rules: Rules, count: u32, every: bool): u32 {
   if (every) for (let i: u32 = 0; i < count; i++) store<u32>(listSlot(i), i);
+  if (rules.egress & STAGE_VLAN) count = dress(rules, count);
   return count;
 }

@@ -3,6 +3,7 @@
  *
  *   +0x00_0000  Worker
  *   +0x00_9000  the packets of the burst
+ *   +0x00_9800  notes of them
  *   +0x00_a000  their snapshots
  *   +0x00_d000  per port: the burst that it was last a destination of
  *   +0x00_f000  the destinations of the burst
@@ -24,6 +25,7 @@
 import { BURST, MAX_WORKERS, SNAPSHOT, Worker, WORKER_STRIDE, WORKERS } from './layout';
 
 const PACKETS: usize = 0x9000;
+const NOTES: usize = 0x9800;
 const SNAPSHOTS: usize = 0xa000;
 const MARKS: usize = 0xd000;
 const DESTINATIONS: usize = 0xf000;
@@ -68,6 +70,17 @@ export class Packet {
   offload: u32;
 }
 
+/** What is known of a frame on a bridge with VLANs (vlan.ts). */
+@unmanaged
+export class Note {
+  /** Its filtering identifier: bridge and VLAN. */
+  fid: u32;
+  /** What a tag of it holds: priority, and VLAN. */
+  tci: u32;
+  /** Type of the tag that the snapshot has now, as it is loaded little-endian; 0: none. */
+  form: u32;
+}
+
 /** A contiguous piece of a buffer. */
 @unmanaged
 export class Piece {
@@ -82,6 +95,7 @@ export const NOWHERE: u32 = 0xffff_ffff;
 export const HASH: usize = 24;
 
 export const PACKET_STRIDE: usize = 32;
+export const NOTE_STRIDE: usize = 32;
 export const PIECE_STRIDE: usize = 8;
 // 16 bytes of room for the virtio-net header, so that the frame itself is aligned; before that 8 for its hash, behind
 // the snapshot of the frame before.
@@ -108,6 +122,7 @@ export function leaveControl(before: usize): void {
 @inline export function queueSlot(index: u32): usize { return base + QUEUES + ((<usize>index) << 2); }
 @inline export function callSlot(index: u32): usize { return base + CALLS + ((<usize>index) << 2); }
 @inline export function packetAt(index: u32): Packet { return changetype<Packet>(base + PACKETS + <usize>index * PACKET_STRIDE); }
+@inline export function noteAt(index: u32): Note { return changetype<Note>(base + NOTES + <usize>index * NOTE_STRIDE); }
 /** The snapshot of a frame; its virtio-net header stands right before it, and its hash HASH bytes before it. */
 @inline export function frameAt(index: u32): usize { return base + SNAPSHOTS + <usize>index * SNAPSHOT_STRIDE + 16; }
 @inline export function markSlot(port: u32): usize { return base + MARKS + ((<usize>port) << 2); }

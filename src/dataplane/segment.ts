@@ -43,15 +43,16 @@ export function cut(packet: Packet, frame: usize, accepts: u32): u32 {
   size = <u32>load<u16>(frame - 8);
   pieces = 1;
   if (size == 0) return 1;
-  // What is parsed is what inspect() has parsed.
-  parse(frame, packet.length);
+  // What is parsed is what inspect() has parsed, a tag more or less.
+  const end = min(packet.length, SNAPSHOT);
+  parse(frame, end);
   if (packet.offload & OFFLOAD_UFO) {
     headers = transport;
     size &= ~7;
     completeWhole();
     identification++;
   } else {
-    headers = headersLength(frame, packet.length);
+    headers = headersLength(frame, end);
   }
   payload = packet.length - headers;
   pieces = (payload + size - 1) / size;

@@ -56,7 +56,7 @@ export function hashFrame(reception: Reception, frame: usize, length: u32): void
 /** The one hash type, of those enabled, that a frame has; 0: none. Leaves what parse() found. */
 function hashTypeOf(types: u32, frame: usize, length: u32): u32 {
   if (types == 0) return 0;
-  const whole = parse(frame, length);
+  const whole = parse(frame, min(length, SNAPSHOT));
   if (version == 0) return 0;
   const ports = whole && transport + 4 <= min(length, SNAPSHOT);
   const tcp = ports && protocol == TCP;

@@ -5,8 +5,9 @@
 import type { PortSpec } from '../switch/types.ts';
 import { isolation } from './isolation.ts';
 import type { Rule } from './rule.ts';
+import { vlan } from './vlan.ts';
 
-export const RULES: readonly Rule[] = [isolation];
+export const RULES: readonly Rule[] = [isolation, vlan];
 
 /** Fields of a port's specification that can be set anew while it is there. */
 export const RULE_FIELDS = RULES.flatMap(({ fields }) => Object.keys(fields)) as (keyof PortSpec)[];

@@ -1,10 +1,9 @@
 /** The rules of one port, from the control plane: they are there from the first field that is set until the port goes. */
 import { isDeepStrictEqual } from 'node:util';
 import type { Arena, Range, RulesStruct, Structures } from '../arena/index.ts';
-import type { PortSpec } from '../switch/types.ts';
 import { RULES } from './index.ts';
 import { REASONS } from './reasons.ts';
-import type { RuleTable } from './rule.ts';
+import type { RuledPort, RuleTable } from './rule.ts';
 
 interface Options {
   arena: Arena;
@@ -21,31 +20,30 @@ export class PortRules {
   /** What no field points to any more, until the workers have passed by. */
   #old: Range[] = [];
   #rules: RulesStruct | undefined;
-  #spec: PortSpec | undefined;
+  #spec: RuledPort | undefined;
 
   constructor(options: Options) {
     this.#options = options;
   }
 
-  /** Brings the data plane to what the port's specification says, before anybody looks. Throws ArenaFullError. */
-  begin(spec: PortSpec): void {
-    this.#write(spec);
-  }
-
-  /** The same while the workers look, by what differs. Rejects with ArenaFullError, and nothing has changed then. */
-  async set(spec: PortSpec): Promise<void> {
+  /** The same as write(), and resolves when nobody looks at what was there before. Rejects with ArenaFullError. */
+  async set(spec: RuledPort): Promise<void> {
     try {
-      this.#write(spec);
+      this.write(spec);
     } finally {
-      await this.#settle();
+      await this.settle();
     }
   }
 
-  #write(spec: PortSpec): void {
+  /**
+   * Brings the data plane to what the port's specification says, by what differs; settle() must follow where workers
+   * may look. Throws ArenaFullError, and nothing has changed then.
+   */
+  write(spec: RuledPort): void {
     const before = this.#spec;
-    const changed = RULES.filter(({ fields }) =>
-      Object.keys(fields).some((field) => {
-        const key = field as keyof PortSpec;
+    const changed = RULES.filter(({ fields, derived = [] }) =>
+      [...Object.keys(fields), ...derived].some((field) => {
+        const key = field as keyof RuledPort;
         return !isDeepStrictEqual(before?.[key], spec[key]);
       }),
     );
@@ -81,7 +79,7 @@ export class PortRules {
     this.#options.structures.port(this.#options.slot).set('rules', 0);
     this.#old.push(...this.#rooms.values());
     this.#rooms.clear();
-    await this.#settle();
+    await this.settle();
   }
 
   #start(): RulesStruct {
@@ -116,7 +114,8 @@ export class PortRules {
     };
   }
 
-  async #settle(): Promise<void> {
+  /** Frees what no field points to any more, once no worker can look at it. */
+  async settle(): Promise<void> {
     const old = this.#old;
     this.#old = [];
     if (old.length === 0) return;

@@ -6,4 +6,10 @@ export interface Reason {
   way: 'rx' | 'tx';
 }
 
-export const REASONS: readonly Reason[] = [{ name: 'isolated', way: 'rx' }];
+export const REASONS: readonly Reason[] = [
+  { name: 'isolated', way: 'rx' },
+  { name: 'vlanNotAdmitted', way: 'rx' },
+  { name: 'vlanNotMember', way: 'tx' },
+  { name: 'vlanInnerTag', way: 'tx' },
+  { name: 'vlanTooLong', way: 'tx' },
+];

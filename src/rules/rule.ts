@@ -3,14 +3,22 @@ import type { z } from 'zod';
 import type { Arena, RulesStruct, Structures } from '../arena/index.ts';
 import type { PortSpec } from '../switch/types.ts';
 
+/** A port's specification, with what the switch knows beside it. */
+export interface RuledPort extends PortSpec {
+  /** Its bridge has VLANs. */
+  vlanAware?: boolean;
+}
+
 /** A kind of rule: fields of a port's specification, and what the data plane does with them. */
 export interface Rule {
   /** The fields, each optional, with what they may be. */
   readonly fields: Partial<Record<keyof PortSpec, z.ZodType>>;
+  /** What else it depends on. */
+  readonly derived?: readonly (keyof RuledPort)[];
   /** What contradicts itself, though each field by itself is right: the field, and what was expected and found. */
   contradictions?(port: PortSpec): { field: keyof PortSpec; message: string }[];
   /** Brings the data plane to what the port's specification says. Called at first, and when one of the fields changes. */
-  set(port: PortSpec, table: RuleTable): void;
+  set(port: RuledPort, table: RuleTable): void;
 }
 
 /** The rules of one port in the data plane. What is set is seen by the workers from their next burst on. */

@@ -6,6 +6,7 @@
 import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
+import { isDeepStrictEqual } from 'node:util';
 import { Arena, Structures } from '../arena/index.ts';
 import { IoThreads } from '../io/index.ts';
 import { AfPacketEnd } from '../ports/af-packet.ts';
@@ -19,6 +20,7 @@ import { VdusePort } from '../ports/vduse.ts';
 import { VhostUserPort } from '../ports/vhost-user.ts';
 import { VxlanEnd } from '../ports/vxlan.ts';
 import { PortRules, RULE_FIELDS } from '../rules/index.ts';
+import { hasVlans, vlansOf } from '../rules/vlan.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
 import { Workers } from '../workers/workers.ts';
 import { difference } from './apply.ts';
@@ -71,6 +73,8 @@ interface Entry {
   port: Port;
   slot: number;
   rules: PortRules;
+  /** Its bridge has VLANs. */
+  vlanAware: boolean;
   /** As it is now: the port's own has the rules that it came with. */
   spec: PortSpec;
 }
@@ -163,7 +167,9 @@ export class Switch extends EventEmitter<SwitchEvents> {
       quiesce: () => this.#workers.quiesce(),
     });
     try {
-      rules.begin(spec);
+      this.#spreadVlans(spec);
+      const vlanAware = this.#vlanAware(spec);
+      rules.write({ ...spec, vlanAware });
       const port = openPort(spec, {
         arena: this.#arena,
         structures: this.#structures,
@@ -180,10 +186,11 @@ export class Switch extends EventEmitter<SwitchEvents> {
           portError: (error) => this.emit('portError', { port: name, error }),
         },
       });
-      this.#ports.set(name, { port, slot, rules, spec });
+      this.#ports.set(name, { port, slot, rules, vlanAware, spec });
     } catch (error) {
       await rules.close();
       struct.set('used', 0);
+      await this.#settleVlans();
       throw new SwitchError('SOCKET', `port ${name}: ${(error as Error).message}`, 'target');
     }
     const { header } = this.#structures;
@@ -211,6 +218,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       this.#structures.port(entry.slot).set('used', 0);
     } finally {
       this.#busy.delete(name);
+      await this.#settleVlans();
     }
   }
 
@@ -222,13 +230,40 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const entry = this.#find(name);
     const spec = changePortSpec(entry.spec, change);
     try {
-      await entry.rules.set(spec);
+      // Others have their tags before this one tells frames by them, and lose them after it.
+      this.#spreadVlans(spec);
+      const vlanAware = this.#vlanAware(spec);
+      await entry.rules.set({ ...spec, vlanAware });
+      const moved = !isDeepStrictEqual(vlansOf(entry.spec), vlansOf(spec));
+      Object.assign(entry, { spec, vlanAware });
+      if (moved) this.#arena.dataplane.functions.flush(entry.slot, 0);
     } catch (error) {
       throw new SwitchError('LIMIT', `port ${name}: ${(error as Error).message}`);
+    } finally {
+      await this.#settleVlans();
     }
-    entry.spec = spec;
     const most = spec.maxAddresses ?? this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT;
     this.#structures.port(entry.slot).set('addressLimit', most);
+  }
+
+  /** Has the port's bridge VLANs, once the port is as its specification says? */
+  #vlanAware(spec: PortSpec): boolean {
+    const others = [...this.#ports.values()].filter((other) => other.spec.name !== spec.name);
+    return hasVlans(spec) || others.some((other) => hasVlans(other.spec));
+  }
+
+  /** Gives the other ports of a bridge that gets VLANs their place in them. Throws ArenaFullError. */
+  #spreadVlans(spec: PortSpec): void {
+    if (!hasVlans(spec)) return;
+    for (const other of this.#ports.values()) if (other.spec.name !== spec.name) becomeAware(other, true);
+  }
+
+  /** Takes it from those of a bridge that has no VLANs any more; nothing changes for others. */
+  async #settleVlans(): Promise<void> {
+    const all = [...this.#ports.values()];
+    const vlanAware = all.some(({ spec }) => hasVlans(spec));
+    const changed = all.filter((entry) => becomeAware(entry, vlanAware));
+    for (const { rules } of changed) await rules.settle();
   }
 
   #find(name: string): Entry {
@@ -414,6 +449,14 @@ const withRules = ({ port, rules }: Entry): PortStatus => {
   const status = port.status();
   return { ...status, ...turnedAway(status, rules) };
 };
+
+/** Has the data plane know that the port's bridge has VLANs, or has none; false: it knew. Throws ArenaFullError. */
+function becomeAware(entry: Entry, vlanAware: boolean): boolean {
+  if (entry.vlanAware === vlanAware) return false;
+  entry.rules.write({ ...entry.spec, vlanAware });
+  entry.vlanAware = vlanAware;
+  return true;
+}
 
 /** The fields of a port's specification that are rules. */
 const rulesOf = (spec: PortSpec) =>

@@ -47,6 +47,16 @@ export interface PortSpec {
   // Rules, of every kind of port, which can be set anew while the port is there: docs/rules.md.
   /** No frames to and from other ports that are isolated; default false. */
   isolated?: boolean;
+  /** The one VLAN that the port is in, without tags: 1 to 4094. */
+  vlan?: number;
+  /** The VLANs that the port is in with tags, such as `10+20-30`, or `all`; 0: frames without a tag. Default `all`. */
+  trunk?: string;
+  /** The VLAN of a trunk's frames without a tag, 1 to 4094. */
+  native?: number;
+  /** The VLAN in which all frames of the port, whatever tags they have, go as they are: 1 to 4094. */
+  qinq?: number;
+  /** The tags of a trunk: `802.1q` (0x8100, default) or `802.1ad` (0x88a8). */
+  tags?: '802.1q' | '802.1ad';
 }
 
 /** Fields of a port to be set anew; null: back to the default. */
