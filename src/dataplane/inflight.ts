@@ -22,10 +22,8 @@ const SPLIT_COUNTER: usize = 8;
 
 const PACKED_FREE_HEAD: usize = 12;
 const PACKED_OLD_FREE_HEAD: usize = 14;
-const PACKED_USED_IDX: usize = 16;
-const PACKED_OLD_USED_IDX: usize = 18;
-const PACKED_USED_WRAP: usize = 20;
-const PACKED_OLD_USED_WRAP: usize = 21;
+/** The next used index, the old one (16 bits each), their wrap counters (8 bits each), 16 bits of padding. */
+const PACKED_PLACES: usize = 16;
 const PACKED_ENTRIES: usize = 32;
 /** Of an entry of 32 bytes: inflight, next, last, num, counter, and the descriptor: id, flags, length, address. */
 const PACKED_LAST: usize = 4;
@@ -121,11 +119,19 @@ export function takeBurst(vring: Vring, position: u32, count: u32): void {
   }
 }
 
+/**
+ * Notes where used descriptors come next, and where they did before the batch that is shown. In one store: an index
+ * with the wrap counter of another one is a place where nobody has been.
+ */
+@inline function place(vring: Vring, next: u32, old: u32): void {
+  const wraps: u64 = (next & WRAP ? 1 : 0) | (old & WRAP ? 1 << 8 : 0);
+  store<u64>(vring.inflight, <u64>(next & INDEX) | (<u64>(old & INDEX) << 16) | (wraps << 32), PACKED_PLACES);
+}
+
 /** Before the first used descriptor is shown; the next one will stand at `end`. */
 export function listPacked(vring: Vring, end: u32): void {
   store<u16>(vring.inflight, 0, PACKED_FREE_HEAD);
-  store<u16>(vring.inflight, <u16>(end & INDEX), PACKED_USED_IDX);
-  store<u8>(vring.inflight, end & WRAP ? 1 : 0, PACKED_USED_WRAP);
+  place(vring, end, vring.usedIdx);
 }
 
 /** After that. */
@@ -133,6 +139,5 @@ export function donePacked(vring: Vring, end: u32): void {
   for (let i: u32 = 0; i < vring.inflightTaken; i++) store<u8>(packedEntry(vring, i), 0);
   vring.inflightTaken = 0;
   store<u16>(vring.inflight, 0, PACKED_OLD_FREE_HEAD);
-  store<u16>(vring.inflight, <u16>(end & INDEX), PACKED_OLD_USED_IDX);
-  store<u8>(vring.inflight, end & WRAP ? 1 : 0, PACKED_OLD_USED_WRAP);
+  place(vring, end, end);
 }

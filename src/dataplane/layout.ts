@@ -455,6 +455,8 @@ export class DriverRing {
   published: u32;
   /** Packed: the first descriptor not shown to the device yet is complete but for this second word. */
   hidden: u64;
+  /** Packed, with IN_ORDER: the used descriptor that stands for the next buffers up to its own (packed-driver.ts). */
+  batch: u64;
   /** Why the device isn't trusted any more (errors.ts); 0: it is. */
   error: u32;
   errorValue: u64;

@@ -20,7 +20,8 @@ import { mark, markDescriptors, markPieces, markUsed } from './log';
 import { AHEAD, contiguous, foresee, translateTable } from './memory';
 import { ETHERNET_HEADER, snapshots, spreadFrame, undone, writeFrame } from './frames';
 import {
-  BURST, drop, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, INDIRECT, IOMMU, LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
+  BURST, drop, DROP_OVERSIZE, DROP_RING_FULL, DROP_SHORT, DROP_TOO_BIG, IN_ORDER, INDIRECT, IOMMU,
+  LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
 import {
   frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
@@ -211,6 +212,14 @@ export function receive(vring: Vring): u32 {
 
 export function complete(vring: Vring, count: u32): void {
   const first = vring.usedIdx;
+  if (vring.flags & IN_ORDER) {
+    // One used descriptor, with the id of the last buffer, gives all of them back, and the driver looks for the next
+    // one behind them (2.8.8). Buffers to receive into are given back one by one: the driver takes those that such a
+    // descriptor stands for as full.
+    const last = packetAt(count - 1).head;
+    publish(vring, first, vring.lastAvail, usedWord(first, last, 0, 0), true);
+    return;
+  }
   let position = first;
   let at = changetype<usize>(packetAt(0));
   const head = changetype<Packet>(at).head;
@@ -219,7 +228,7 @@ export function complete(vring: Vring, count: u32): void {
     if (i > 0) store<u64>(vring.desc + (<usize>(position & INDEX) << 4), usedWord(position, packet.head, 0, 0), 8);
     position = advance(vring, position, packet.slots);
   }
-  publish(vring, first, position, usedWord(first, head, 0, 0));
+  publish(vring, first, position, usedWord(first, head, 0, 0), false);
 }
 
 /** Descriptors from position `first` to position `end`, at most a whole ring. */
@@ -229,16 +238,16 @@ function distance(vring: Vring, first: u32, end: u32): u32 {
 
 /**
  * Shows the driver the used descriptors from `first` to before `end`: the first one last, so that it sees all or
- * none (2.8.9). Interrupts the guest if it wants that.
+ * none (2.8.9); with `alone` it is the only one that was written. Interrupts the guest if it wants that.
  */
 @inline
-function publish(vring: Vring, first: u32, end: u32, word: u64): void {
+function publish(vring: Vring, first: u32, end: u32, word: u64, alone: bool): void {
   if (vring.inflight != 0) listPacked(vring, end);
   // Sequentially consistent: the others before this one, and this one before the look at the driver's wish.
   atomic.store<u64>(vring.desc + (<usize>(first & INDEX) << 4) + 8, word);
   if (vring.inflight != 0) donePacked(vring, end);
   vring.usedIdx = end;
-  if (vring.log != 0) markDescriptors(vring, first & INDEX, distance(vring, first, end));
+  if (vring.log != 0) markDescriptors(vring, first & INDEX, alone ? 1 : distance(vring, first, end));
   if (vring.callFd < 0) return;
   const wish = atomic.load<u32>(vring.avail);
   const how = wish >> 16 & 3;
@@ -356,7 +365,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   vring.lastAvail = position;
   vring.packets += done;
   vring.bytes += bytes;
-  publish(vring, first, used, firstWord);
+  publish(vring, first, used, firstWord, false);
   if (vring.flags & IOMMU && !vring.asking) lookAhead(vring);
 }
 
@@ -448,7 +457,7 @@ export function findCommand(vring: Vring, list: usize, limit: u32): i32 {
 export function giveCommand(vring: Vring, id: u32, slots: u32, length: u32): void {
   const first = vring.usedIdx;
   vring.lastAvail = advance(vring, vring.lastAvail, slots);
-  publish(vring, first, advance(vring, first, slots), usedWord(first, id, length, WRITE));
+  publish(vring, first, advance(vring, first, slots), usedWord(first, id, length, WRITE), false);
 }
 
 export function arm(vring: Vring): bool {

@@ -8,7 +8,7 @@ import { passed } from './call';
 import { INDIRECT_TABLE, NEXT, WRITE } from './chain';
 import { E_USED_ID } from './errors';
 import { DriverRing, IN_ORDER } from './layout';
-import { BAD, broken, bufferOf, isLent, release, shadowOf, tableOf } from './lent';
+import { BAD, broken, bufferOf, release, shadowOf, tableOf } from './lent';
 
 const AVAIL: u32 = 0x80;
 const USED: u32 = 0x8000;
@@ -17,6 +17,8 @@ const INDEX: u32 = 0x7fff;
 const EVENT_ENABLE: u32 = 0;
 const EVENT_DISABLE: u32 = 1;
 const EVENT_DESCRIPTOR: u32 = 2;
+/** No used descriptor stands for buffers that weren't taken yet. */
+const NO_BATCH: u64 = u64.MAX_VALUE;
 
 @inline function advance(ring: DriverRing, position: u32, by: u32): u32 {
   const index = (position & INDEX) + by;
@@ -42,6 +44,7 @@ export function prepare(ring: DriverRing): void {
   ring.availIdx = WRAP;
   ring.lastUsed = WRAP;
   ring.published = WRAP;
+  ring.batch = NO_BATCH;
 }
 
 /** Writes the descriptor at the next position; the first one since publish() stays hidden. */
@@ -124,23 +127,43 @@ export function reclaim(ring: DriverRing): i32 {
   release(ring, id);
 }
 
+/** Has the device used the next buffer? With IN_ORDER a used descriptor that was read already may say so. */
+@inline function came(ring: DriverRing): bool {
+  return ring.batch != NO_BATCH || isUsed(next(ring), ring.lastUsed);
+}
+
 /** Buffers that the device may have used; 0 when it hasn't used the next one. */
 export function waiting(ring: DriverRing): i32 {
-  return ring.lent > 0 && isUsed(next(ring), ring.lastUsed) ? <i32>ring.lent : 0;
+  return ring.lent > 0 && came(ring) ? <i32>ring.lent : 0;
 }
 
 export function used(ring: DriverRing): i64 {
+  if (ring.batch != NO_BATCH) return usedOfBatch(ring);
   const word = next(ring);
   if (!isUsed(word, ring.lastUsed)) return BAD;
   const id = <u32>(word >> 32) & 0xffff;
-  if (!isLent(ring, id)) return broken(ring, E_USED_ID, id);
+  if (id >= ring.size || shadowOf(ring, id).length == 0) return broken(ring, E_USED_ID, id);
+  if (ring.flags & IN_ORDER && id != ring.oldest) {
+    ring.batch = <u64><u32>word << 16 | id;
+    return usedOfBatch(ring);
+  }
   give(ring, id);
   return <i64>(<u64>id | (<u64><u32>word << 16));
 }
 
+/** The next buffer of several for which one used descriptor stands; all but the last are full (2.8.8). */
+function usedOfBatch(ring: DriverRing): i64 {
+  const id = ring.oldest;
+  const last = ring.batch;
+  give(ring, id);
+  if (id != (<u32>last & 0xffff)) return <i64>(<u64>id | (<u64>ring.bufferLength << 16));
+  ring.batch = NO_BATCH;
+  return <i64>last;
+}
+
 export function arm(ring: DriverRing): bool {
   atomic.store<u32>(ring.avail, EVENT_ENABLE << 16);
-  return isUsed(next(ring), ring.lastUsed);
+  return came(ring);
 }
 
 export function disarm(ring: DriverRing): void {

@@ -39,6 +39,11 @@ const KINDS: Kind[] = [
   },
   { name: 'merged buffers', options: { bufferLength: 100, flags: MERGEABLE }, length: 190 },
   { name: 'in order', options: { bufferLength: 256, flags: IN_ORDER }, length: 60 },
+  {
+    name: 'in order, chains',
+    options: { bufferLength: 256, flags: IN_ORDER, segmentLength: 60, headerAlone: true },
+    length: 150,
+  },
 ];
 
 /** What a death did: frames that came twice, buffers that are gone, rings that stand still. */

@@ -2,7 +2,7 @@
  * The device's side of a packed virtqueue in plain TypeScript, written from the specification (virtio 1.3, 2.8 and
  * 5.1.6) as model.ts is for the split one: the oracle for packed rings written by hand.
  */
-import { type GuestMemory, type GuestRing, INDIRECT, MAX_FRAME, MERGEABLE, NEXT, type PlanePort, TABLE, WRITE } from '../support/plane.ts'; // biome-ignore format: an import
+import { type GuestMemory, type GuestRing, IN_ORDER, INDIRECT, MAX_FRAME, MERGEABLE, NEXT, type PlanePort, TABLE, WRITE } from '../support/plane.ts'; // biome-ignore format: an import
 import { Fault } from './model.ts';
 
 /** Descriptor flags (2.8.1). */
@@ -180,7 +180,9 @@ export class PackedModelRing {
       else frames.push(this.#read(buffer).subarray(this.#headerLength));
       return true;
     });
-    for (const { slots, id } of used) {
+    // In order, one used descriptor with the id of the last buffer stands for all (2.8.8).
+    const shown = this.#flags & IN_ORDER && used.length > 0 ? [{ slots: taken, id: used.at(-1)!.id }] : used;
+    for (const { slots, id } of shown) {
       this.#use(this.usedIdx, id, 0, 0);
       this.usedIdx = this.#advance(this.usedIdx, slots);
     }

@@ -4,7 +4,17 @@
  */
 import assert from 'node:assert/strict';
 import { after, afterEach, describe, test } from 'node:test';
-import { INDIRECT, MERGEABLE, NEXT, PACKED, Plane, type PlanePort, TABLE, WRITE } from '../support/plane.ts';
+import {
+  IN_ORDER,
+  INDIRECT,
+  MERGEABLE,
+  NEXT,
+  PACKED,
+  Plane,
+  type PlanePort,
+  TABLE,
+  WRITE,
+} from '../support/plane.ts';
 import { Random } from '../support/random.ts';
 import { framesFor, Judge } from './oracle.ts';
 import { AVAIL, USED } from './packed-model.ts';
@@ -89,7 +99,7 @@ describe('packed rings of 2 and 3', () => {
     [0, NEXT, WRITE, NEXT | WRITE, TABLE, TABLE | NEXT].map((flags) => ({ ...place, flags })),
   );
   const marked = contents.flatMap((c) => [AVAIL, USED].map((mark) => ({ ...c, flags: c.flags | mark })));
-  for (const flags of [INDIRECT, MERGEABLE | INDIRECT, MERGEABLE]) {
+  for (const flags of [INDIRECT, MERGEABLE | INDIRECT, MERGEABLE, IN_ORDER | INDIRECT]) {
     test(`every pair of descriptors, negotiated flags ${flags}`, () => {
       const j = judge(2, flags);
       for (const which of WHICH)
@@ -109,6 +119,7 @@ describe('packed rings of 2 and 3', () => {
 describe('a packed ring of 4', () => {
   for (const [which, flags] of [
     ['tx', 0],
+    ['tx', IN_ORDER],
     ['rx', 0],
     ['rx', MERGEABLE],
   ] as const) {
@@ -134,10 +145,14 @@ after(() => {
 });
 
 for (const which of WHICH) {
-  for (const seed of [1, 2, 3]) {
+  for (const seed of [1, 2, 3, 4]) {
     test(`5000 random packed rings, ${which}, seed ${seed}`, () => {
       const outcomes = new Map<string, number>();
-      const next = randomPackedCase(plane, which, [0, INDIRECT, MERGEABLE | INDIRECT][seed - 1]!);
+      const next = randomPackedCase(
+        plane,
+        which,
+        [0, INDIRECT, MERGEABLE | INDIRECT, IN_ORDER | INDIRECT][seed - 1]!,
+      );
       for (let i = 0; i < 5000; i++) {
         const name = next(new Random(seed * 7919 + 65537 * i)).fault?.fault ?? 'no fault';
         outcomes.set(name, (outcomes.get(name) ?? 0) + 1);

@@ -122,14 +122,36 @@ class Lie {
     if (shown > SIZE) return { frames, error: USED_JUMP };
     let next = 0;
     const bufferOf = (id: number) => this.d.rx.get('buffers') + id * BUFFER;
-    while (next < shown) {
+    let batch: Used | undefined;
+    /** The next used buffer, an error, or undefined when there is none. */
+    const take = (): Used | number | undefined => {
+      if (!batch) {
+        if (next >= shown) return undefined;
+        const entry = entries[next]!;
+        const { id } = entry;
+        if (id >= SIZE || (this.#inOrder && !this.#packed && id !== next)) return USED_ID;
+        if (!this.#packed || !this.#inOrder) {
+          next++;
+          return entry;
+        }
+        batch = entry;
+      }
+      // In order, a used descriptor stands for the buffers up to its own, all but that one full (2.8.8).
+      const id = next++ % SIZE;
+      if (id !== batch.id) return { id, length: BUFFER };
+      const { length } = batch;
+      batch = undefined;
+      return { id, length };
+    };
+    for (;;) {
       const parts: Buffer[] = [];
       const came = this.#packed ? SIZE : shown - next;
       for (let i = 0, buffers = 1; i < buffers; i++) {
-        if (next >= shown) return { frames, error: this.#packed ? NUM_BUFFERS : USED_ID };
-        const { id, length } = entries[next]!;
-        if (id >= SIZE || (this.#inOrder && id !== next % SIZE)) return { frames, error: USED_ID };
-        next++;
+        const used = take();
+        if (used === undefined && i === 0) return { frames, error: 0 };
+        if (used === undefined) return { frames, error: this.#packed ? NUM_BUFFERS : USED_ID };
+        if (typeof used === 'number') return { frames, error: used };
+        const { id, length } = used;
         if (length > BUFFER || length < (i === 0 ? HEADER : 1)) return { frames, error: USED_LENGTH };
         const at = bufferOf(id);
         if (i === 0 && this.#mergeable) {
@@ -140,7 +162,6 @@ class Lie {
       }
       frames.push(Buffer.concat(parts));
     }
-    return { frames, error: 0 };
   }
 
   send(random: Random): void {

@@ -3,7 +3,7 @@
  * number fails again.
  */
 import { randomPackedCase, randomSplitCase } from '../dataplane/random-rings.ts';
-import { INDIRECT, MERGEABLE, PACKED, type Plane } from '../support/plane.ts';
+import { IN_ORDER, INDIRECT, MERGEABLE, PACKED, type Plane } from '../support/plane.ts';
 import type { Random } from '../support/random.ts';
 import { commands } from './control.ts';
 import { lyingDevices } from './driver.ts';
@@ -18,7 +18,7 @@ export interface Target {
 
 export type MakePlane = () => Plane;
 
-const FLAGS = [0, INDIRECT, MERGEABLE, MERGEABLE | INDIRECT];
+const FLAGS = [0, INDIRECT, MERGEABLE, MERGEABLE | INDIRECT, IN_ORDER | MERGEABLE | INDIRECT];
 
 function rings(makePlane: MakePlane, randomCase: typeof randomSplitCase): Target {
   const cases = (['tx', 'rx'] as const).flatMap((which) =>
