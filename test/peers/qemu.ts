@@ -223,6 +223,14 @@ export class LinuxGuest {
     }
   }
 
+  /** Stops the guest's processors, or lets them go on; QEMU stops and starts the queues of its cards with them. */
+  async halt(execute: 'stop' | 'cont'): Promise<void> {
+    await this.#last;
+    const qemu = await Monitor.open(this.#monitor);
+    await qemu.run(execute);
+    qemu.close();
+  }
+
   /** SIGKILL: the guest and its front-end are gone at once. `powerOn` starts it again. */
   async kill(): Promise<void> {
     await this.#qemu?.end('SIGKILL');
