@@ -2,6 +2,9 @@
 import { request } from 'node:http';
 import type {
   Applied,
+  BridgeChange,
+  BridgeSpec,
+  BridgeStatus,
   FdbEntry,
   PortChange,
   PortDetail,
@@ -88,6 +91,27 @@ export class ControlClient {
 
   removePort(name: string): Promise<void> {
     return this.#call('DELETE', `/v1/ports/${encodeURIComponent(name)}`);
+  }
+
+  bridges(): Promise<BridgeStatus[]> {
+    return this.#call('GET', '/v1/bridges');
+  }
+
+  bridge(name: string): Promise<BridgeStatus> {
+    return this.#call('GET', `/v1/bridges/${encodeURIComponent(name)}`);
+  }
+
+  addBridge(spec: BridgeSpec): Promise<BridgeStatus> {
+    return this.#call('POST', '/v1/bridges', spec);
+  }
+
+  /** Sets fields of a bridge anew. */
+  setBridge(name: string, change: BridgeChange): Promise<BridgeStatus> {
+    return this.#call('PATCH', `/v1/bridges/${encodeURIComponent(name)}`, change);
+  }
+
+  removeBridge(name: string): Promise<void> {
+    return this.#call('DELETE', `/v1/bridges/${encodeURIComponent(name)}`);
   }
 
   config(): Promise<SwitchOptions> {

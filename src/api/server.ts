@@ -7,6 +7,11 @@
  *     GET    /v1/ports/NAME    PortDetail
  *     PATCH  /v1/ports/NAME    body fields to set anew, null: the default; PortDetail
  *     DELETE /v1/ports/NAME    204
+ *     GET    /v1/bridges       BridgeStatus[]
+ *     POST   /v1/bridges       body BridgeSpec; 201, BridgeStatus
+ *     GET    /v1/bridges/NAME  BridgeStatus
+ *     PATCH  /v1/bridges/NAME  body fields to set anew, null: the default; BridgeStatus
+ *     DELETE /v1/bridges/NAME  204
  *     GET    /v1/config        SwitchOptions: a file with them recreates the switch
  *     PUT    /v1/config        body SwitchOptions; Applied: what differed, and what was done
  *     GET    /v1/fdb[?port=NAME]       FdbEntry[]
@@ -23,6 +28,9 @@ import { dirname } from 'node:path';
 import { SwitchError, type SwitchErrorCode } from '../switch/errors.ts';
 import type {
   Applied,
+  BridgeChange,
+  BridgeSpec,
+  BridgeStatus,
   FdbEntry,
   PortChange,
   PortDetail,
@@ -41,6 +49,11 @@ export interface SwitchControl {
   setPort(name: string, change: PortChange): Promise<void>;
   ports(): PortStatus[];
   port(name: string): PortDetail;
+  addBridge(spec: BridgeSpec): Promise<void>;
+  setBridge(name: string, change: BridgeChange): Promise<void>;
+  removeBridge(name: string): Promise<void>;
+  bridges(): BridgeStatus[];
+  bridge(name: string): BridgeStatus;
   config(): SwitchOptions;
   apply(options: SwitchOptions): Promise<Applied>;
   fdb(): FdbEntry[];
@@ -88,6 +101,8 @@ const STATUS_OF: Record<SwitchErrorCode, number> = {
   BAD_SPEC: 400,
   NO_SUCH_PORT: 404,
   PORT_EXISTS: 409,
+  NO_SUCH_BRIDGE: 404,
+  BRIDGE_EXISTS: 409,
   LIMIT: 409,
   SOCKET: 409,
   IN_USE: 409,
@@ -141,6 +156,32 @@ const ROUTES: Route[] = [
       },
       DELETE: async ({ control, name }) => {
         await control.removePort(name);
+        return { status: 204 };
+      },
+    },
+  },
+  {
+    path: /^\/v1\/bridges$/,
+    methods: {
+      GET: ({ control }) => ok(control.bridges()),
+      POST: async ({ control, request }) => {
+        // The switch checks it.
+        const spec = (await readJson(request)) as BridgeSpec;
+        await control.addBridge(spec);
+        return { status: 201, body: control.bridge(spec.name) };
+      },
+    },
+  },
+  {
+    path: /^\/v1\/bridges\/([^/]+)$/,
+    methods: {
+      GET: ({ control, name }) => ok(control.bridge(name)),
+      PATCH: async ({ control, name, request }) => {
+        await control.setBridge(name, (await readJson(request)) as BridgeChange);
+        return ok(control.bridge(name));
+      },
+      DELETE: async ({ control, name }) => {
+        await control.removeBridge(name);
         return { status: 204 };
       },
     },
@@ -245,7 +286,7 @@ function serve(control: SwitchControl, request: IncomingMessage): Reply | Promis
   throw new HttpError(
     404,
     'NOT_FOUND',
-    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME, /v1/config and /v1/fdb',
+    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME, /v1/bridges, /v1/bridges/NAME, /v1/config and /v1/fdb',
   );
 }
 
@@ -253,7 +294,7 @@ function decode(name: string): string {
   try {
     return decodeURIComponent(name);
   } catch {
-    throw new HttpError(400, 'BAD_REQUEST', "the port's name is wrongly encoded in the path");
+    throw new HttpError(400, 'BAD_REQUEST', 'the name is wrongly encoded in the path');
   }
 }
 

@@ -24,11 +24,14 @@ export function declareApply(program: Command): void {
   });
 }
 
-function appliedText({ added, removed, changed, unchanged, settings, failed }: Applied): string {
+function appliedText({ added, removed, changed, unchanged, bridges, settings, failed }: Applied): string {
   const lines = [
+    ...bridges.added.map((name) => `bridge ${name} added`),
+    ...bridges.changed.map((name) => `bridge ${name} changed`),
     ...removed.map((port) => `port ${port} removed`),
     ...changed.map((port) => `port ${port} changed`),
     ...added.map((port) => `port ${port} added`),
+    ...bridges.removed.map((name) => `bridge ${name} removed`),
     ...settings.map((name) => `${name} changed`),
     ...failed.map(({ port, error }) => `port ${port} failed: ${error}`),
   ];

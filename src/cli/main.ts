@@ -6,6 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { declareApply } from './apply.ts';
+import { declareBridge } from './bridge.ts';
 import { PlainError, UsageError, withExamples } from './command.ts';
 import { declareConfig } from './config.ts';
 import { declareFdb } from './fdb.ts';
@@ -35,6 +36,7 @@ for (const declare of [
   declareStatus,
   declarePorts,
   declarePort,
+  declareBridge,
   declareFdb,
   declareConfig,
   declareApply,

@@ -25,9 +25,11 @@ A port is NAME=TYPE:TARGET[,key=value…]:
                        stream:PATH of a unix socket for frames, as QEMU's -netdev stream; with a role
                        vxlan:ADDRESS[:PORT] of another host; vni=N, and local=ADDRESS[:PORT] of this one
                        user: what this user reaches, without root, by passt; options='…' are more of passt's
+                       patch:PORT of the same kind on another bridge, which leads here
                        null: nobody, what is sent there is forgotten
   role=server|client   server (default): listens on PATH; client: dials it, again when it is gone
   max-addresses=N      most MAC addresses learned on this port
+  bridge=NAME          the bridge that it is on, one of \`vireo bridge\` (default: default)
   features=-A,-B,+C    offers the guest less or more than by default, such as -packed,-in-order
   queues=N             most queue pairs of the guest, 1 to 128 (default)
   mac=, mtu=, speed=   what the device says of itself to front-ends that ask for it; mtu is a limit for all${RULE_FORM}`;

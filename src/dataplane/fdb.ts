@@ -6,7 +6,7 @@
  * most four cache lines, and an address finds room up to loads that the bound of entries never reaches. An entry's
  * first word holds address and port together, so that a reader needs no lock; whoever adds or removes takes one.
  */
-import { FDB, header, Header, Port, portAt } from './layout';
+import { BRIDGES, FDB, header, Header, Port, portAt } from './layout';
 import { acquire, release } from './lock';
 
 @unmanaged
@@ -27,6 +27,13 @@ export const MAC_MASK: u64 = 0xffff_ffff_ffff;
 export const NO_PORT: u32 = 0xffff_ffff;
 
 const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/** Seconds after which an address with this identifier is forgotten. */
+@inline
+function ageingOf(fid: u32): u32 {
+  const own = load<u32>(BRIDGES + ((<usize>fid >> 12) << 2));
+  return own != 0 ? own : header().ageing;
+}
 
 /** Mixes all bits of the address with the seed (finalizer of MurmurHash3, twice keyed). */
 @inline
@@ -60,7 +67,7 @@ export function lookup(mac: u64, fid: u32): u32 {
   const at = locate(mac, fid);
   if (at == 0) return NO_PORT;
   const entry = changetype<Entry>(at);
-  if (header().now - entry.seen > header().ageing) return NO_PORT;
+  if (header().now - entry.seen > ageingOf(fid)) return NO_PORT;
   const key = entry.key;
   return (key & MAC_MASK) == mac ? <u32>(key >> 48) : NO_PORT;
 }
@@ -132,7 +139,6 @@ function emptiest(at: usize): usize {
 export function flush(port: u32, expired: bool): u32 {
   const lock = HEADER_LOCK();
   const now = header().now;
-  const ageing = header().ageing;
   let count: u32 = 0;
   for (let b: u32 = 0; b < BUCKETS; b++) {
     const at = bucket(b);
@@ -142,7 +148,7 @@ export function flush(port: u32, expired: bool): u32 {
       acquire(lock);
       const entry = changetype<Entry>(slot);
       const owner = <u32>(entry.key >> 48);
-      if (entry.key != 0 && (port == NO_PORT || owner == port) && (!expired || now - entry.seen > ageing)) {
+      if (entry.key != 0 && (port == NO_PORT || owner == port) && (!expired || now - entry.seen > ageingOf(entry.fid))) {
         atomic.store<u64>(slot, 0);
         portAt(owner).addresses -= 1;
         header().fdbEntries -= 1;

@@ -23,12 +23,14 @@ export { acceptMessages, collectFrames, prepareTransfer, refillBuffers, releaseB
 export { fromStream, toStream } from './stream';
 
 export const HEADER: usize = L.HEADER;
+export const BRIDGES: usize = L.BRIDGES;
 export const PORTS: usize = L.PORTS;
 export const WORKERS: usize = L.WORKERS;
 export const FDB: usize = L.FDB;
 export const TABLES: usize = L.TABLES;
 export const MAPPED: usize = L.MAPPED;
 export const TOP: usize = L.TOP;
+export const MAX_BRIDGES: u32 = L.MAX_BRIDGES;
 export const MAX_PORTS: u32 = L.MAX_PORTS;
 export const MAX_WORKERS: u32 = L.MAX_WORKERS;
 export const MAX_REGIONS: u32 = L.MAX_REGIONS;

@@ -6,6 +6,7 @@
  *
  *   0x0000_0000   never used: address 0 means "nothing"
  *   0x0001_0000   header
+ *   0x0002_0000   by bridge: seconds after which its addresses are forgotten
  *   0x0010_0000   ports
  *   0x0020_0000   worker areas, 5 MiB each
  *   0x0a20_0000   an area like a worker's, for the control plane (control.ts)
@@ -16,6 +17,7 @@
  */
 
 export const HEADER: usize = 0x1_0000;
+export const BRIDGES: usize = 0x2_0000;
 export const PORTS: usize = 0x10_0000;
 export const WORKERS: usize = 0x20_0000;
 export const FDB: usize = 0xa80_0000;
@@ -24,6 +26,7 @@ export const MAPPED: usize = 0x1000_0000;
 export const TOP: usize = 0xffe0_0000;
 
 export const MAX_PORTS: u32 = 2048;
+export const MAX_BRIDGES: u32 = 1024;
 export const MAX_WORKERS: u32 = 32;
 export const MAX_REGIONS: u32 = 512;
 export const WORKER_STRIDE: usize = 0x50_0000;
@@ -49,7 +52,7 @@ export class Header {
   workerCount: u32;
   /** Seconds, monotonic. */
   now: u32;
-  /** Seconds after which an address is forgotten. */
+  /** Seconds after which an address is forgotten, on bridges that have no number of their own (BRIDGES). */
   ageing: u32;
   /** Learned addresses, and their bound. */
   fdbEntries: u32;

@@ -4,6 +4,7 @@ import type { IoThreads } from '../io/index.ts';
 import type { PortDetail, PortSpec, PortStatus } from '../switch/types.ts';
 import type { Poller } from '../sys/index.ts';
 import type { Workers } from '../workers/workers.ts';
+import type { Patches } from './patch.ts';
 
 /** What a port tells the switch. */
 export interface PortEvents {
@@ -20,6 +21,7 @@ export interface PortContext {
   workers: Workers;
   io: IoThreads;
   poller: Poller;
+  patches: Patches;
   /** Index of the port in the data plane. */
   slot: number;
   /** Most addresses learned. */

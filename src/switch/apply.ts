@@ -3,9 +3,10 @@
  * not touched, and their guests notice nothing.
  */
 import { isDeepStrictEqual } from 'node:util';
+import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { SETTABLE } from './spec.ts';
-import type { PortChange, PortSpec, SwitchOptions } from './types.ts';
+import type { BridgeSpec, PortChange, PortSpec, SwitchOptions } from './types.ts';
 
 /** What differs between a switch and a configuration. */
 export interface Difference {
@@ -17,6 +18,7 @@ export interface Difference {
   change: PortSpec[];
   add: PortSpec[];
   unchanged: string[];
+  bridges: { add: BridgeSpec[]; set: BridgeSpec[]; remove: string[] };
   /** Settings of the switch with their new values. */
   settings: Pick<SwitchOptions, Setting>;
 }
@@ -41,6 +43,22 @@ const fixed = (spec: PortSpec) =>
 const settable = (spec: PortSpec): PortChange =>
   Object.fromEntries(SETTABLE.map((field) => [field, spec[field as keyof PortSpec] ?? null]));
 
+function bridgeDifference(current: BridgeSpec[], wanted: BridgeSpec[] | undefined): Difference['bridges'] {
+  const found: Difference['bridges'] = { add: [], set: [], remove: [] };
+  if (wanted === undefined) return found;
+  // The default one is always there, in either list or not.
+  const all = (list: BridgeSpec[]) =>
+    new Map([{ name: DEFAULT_BRIDGE } as BridgeSpec, ...list].map((spec) => [spec.name, spec]));
+  const [there, asked] = [all(current), all(wanted)];
+  for (const [name, spec] of asked) {
+    const before = there.get(name);
+    if (!before) found.add.push(spec);
+    else if (!same(before, spec)) found.set.push(spec);
+  }
+  found.remove.push(...[...there.keys()].filter((name) => !asked.has(name)));
+  return found;
+}
+
 /**
  * What `wanted` asks of a switch that is as `current` says. Settings that `wanted` doesn't have stay as they are, and
  * so do all ports where it has no list of them. Throws SwitchError `BAD_SPEC` for what only a new start can change.
@@ -61,7 +79,8 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
     ]),
   );
   const there = new Map((current.ports ?? []).map((spec) => [spec.name, spec]));
-  const found: Difference = { remove: [], set: [], change: [], add: [], unchanged: [], settings };
+  const bridges = bridgeDifference(current.bridges ?? [], wanted.bridges);
+  const found: Difference = { remove: [], set: [], change: [], add: [], unchanged: [], bridges, settings };
   if (wanted.ports === undefined) return { ...found, unchanged: [...there.keys()] };
   for (const spec of wanted.ports) {
     const before = there.get(spec.name);

@@ -1,11 +1,19 @@
 /** The one error class of the switch: a code for programs, a sentence for people. */
 
 /**
- * `NO_SUCH_PORT`, `PORT_EXISTS`: a port's name. `BAD_SPEC`: a port or an option is wrongly described.
+ * `NO_SUCH_PORT`, `PORT_EXISTS`: a port's name. `NO_SUCH_BRIDGE`, `BRIDGE_EXISTS`: a bridge's. `BAD_SPEC`: a port or an option is wrongly described.
  * `LIMIT`: the switch holds no more of it. `SOCKET`: a socket's path, or a device, can't be used. `IN_USE`: a port
- * whose device the kernel uses can't be removed.
+ * whose device the kernel uses can't be removed, nor a bridge that ports are on.
  */
-export type SwitchErrorCode = 'NO_SUCH_PORT' | 'PORT_EXISTS' | 'BAD_SPEC' | 'LIMIT' | 'SOCKET' | 'IN_USE';
+export type SwitchErrorCode =
+  | 'NO_SUCH_PORT'
+  | 'PORT_EXISTS'
+  | 'NO_SUCH_BRIDGE'
+  | 'BRIDGE_EXISTS'
+  | 'BAD_SPEC'
+  | 'LIMIT'
+  | 'SOCKET'
+  | 'IN_USE';
 
 /** What the switch refuses. `field` names the field at fault where there is one, e.g. `ports[0].role`. */
 export class SwitchError extends Error {

@@ -12,9 +12,10 @@ import { choiceFaults, featureWords } from '../ports/features.ts';
 import { contradictions, RULE_FIELDS, RULES } from '../rules/index.ts';
 import { MAX_INTERFACE_NAME } from '../sys/index.ts';
 import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
+import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { expected, show, stationAddress, wholeNumber } from './schema.ts';
-import type { PortChange, PortSpec, PortType, SwitchOptions } from './types.ts';
+import type { BridgeSpec, PortChange, PortSpec, PortType, SwitchOptions } from './types.ts';
 
 /** One fault of a configuration. */
 export interface Problem {
@@ -103,12 +104,14 @@ const KINDS: Record<PortType, Kind> = {
   stream: { target: socketPath, options: ['role'] },
   vxlan: { target: udpAddress, options: ['vni', 'local'] },
   user: { target: nothing, options: ['options'], shared: true },
+  // Two that lead to one are told when they meet.
+  patch: { target: name("another patch port's", 'patch2'), options: [], shared: true },
   null: { target: nothing, options: [], shared: true },
 };
 const TYPES = Object.keys(KINDS) as PortType[];
-const COMMON: readonly string[] = ['name', 'type', 'target', 'maxAddresses', ...RULE_FIELDS];
+const COMMON: readonly string[] = ['name', 'type', 'target', 'maxAddresses', 'bridge', ...RULE_FIELDS];
 /** What can be set anew while the port is there. */
-export const SETTABLE: readonly string[] = ['maxAddresses', ...RULE_FIELDS];
+export const SETTABLE: readonly string[] = ['maxAddresses', 'bridge', ...RULE_FIELDS];
 
 const passtOptions = (() => {
   const told = expected('options of passt, such as "--tcp-ports 2222:22"');
@@ -130,6 +133,7 @@ const portObject = z.strictObject(
     target: z.any().optional(),
     role: z.enum(['server', 'client'], expected('"server" or "client"')).optional(),
     maxAddresses: wholeNumber(1, MAX_ADDRESSES).optional(),
+    bridge: name("a bridge's", 'lab').optional(),
     features: featureChoice.optional(),
     queues: wholeNumber(1, MAX_QUEUE_PAIRS).optional(),
     mac: stationAddress.optional(),
@@ -156,6 +160,8 @@ function checkType(port: unknown, context: z.RefinementCtx): void {
   const faults = kind.target.safeParse(target).error?.issues ?? [];
   for (const { message } of faults.slice(0, 1)) add('target', message);
   if (!isKnown) return;
+  if (type === 'patch' && target === (port as { name?: unknown }).name)
+    add('target', `expected the name of another port, found ${show(target)}`);
   for (const [key, value] of Object.entries(port)) {
     if (COMMON.includes(key) || kind.options.some((option) => option === key) || !portKeys.includes(key))
       continue;
@@ -217,15 +223,34 @@ const cpuList = z
   .min(1, expected('at least one CPU'))
   .refine((cpus) => new Set(cpus).size === cpus.length, expected('each CPU once'));
 
+const ageing = wholeNumber(1, 1_000_000, ' of seconds');
+
+const bridgeObject = z.strictObject(
+  { name: name("a bridge's", 'lab'), ageing: ageing.optional() },
+  expected('a bridge: a map with name, such as { name: lab }'),
+);
+const bridgeKeys = Object.keys(bridgeObject.shape);
+
+/** Bridges must differ in name. */
+function checkNames(bridges: BridgeSpec[], context: z.RefinementCtx): void {
+  const seen = new Set<string>();
+  for (const [index, { name }] of bridges.entries()) {
+    const message = `expected a name of its own, found ${show(name)} again`;
+    if (seen.has(name)) context.addIssue({ code: 'custom', path: [index, 'name'], message });
+    seen.add(name);
+  }
+}
+
 const switchObject = z.strictObject(
   {
     name: name("a switch's", 'vireo').optional(),
     workers: wholeNumber(1, 32).optional(),
     cpus: cpuList.optional(),
     poll: z.enum(['adaptive', 'busy'], expected('"adaptive" or "busy"')).optional(),
-    ageing: wholeNumber(1, 1_000_000, ' of seconds').optional(),
+    ageing: ageing.optional(),
     maxAddressesPerPort: wholeNumber(1, MAX_ADDRESSES).optional(),
     maxPorts: wholeNumber(1, MAX_PORTS).optional(),
+    bridges: z.array(bridgeObject, expected('a list of bridges')).superRefine(checkNames).optional(),
     ports: z
       .array(portSpecSchema, expected('a list of ports'))
       // Also when a port is faulty elsewhere: all faults are told at once.
@@ -237,7 +262,14 @@ const switchObject = z.strictObject(
 
 /** A switch and the ports it starts with. */
 export const switchOptionsSchema = switchObject.superRefine((options, context) => {
-  const { workers, cpus } = options;
+  const { workers, cpus, bridges, ports } = options;
+  // Without a list of them those of the running switch count.
+  const known = [DEFAULT_BRIDGE, ...(bridges ?? []).map(({ name }) => name)];
+  for (const [index, { bridge }] of bridges === undefined ? [] : ((ports ?? []) as PortSpec[]).entries()) {
+    if (bridge === undefined || known.includes(bridge)) continue;
+    const message = `expected one of the bridges ${known.join(', ')}, found ${show(bridge)}`;
+    context.addIssue({ code: 'custom', path: ['ports', index, 'bridge'], message });
+  }
   if (workers === undefined || cpus === undefined || cpus.length >= workers) return;
   const message = `expected a CPU for each of the ${workers} workers, found ${cpus.length}`;
   context.addIssue({ code: 'custom', path: ['cpus'], message });
@@ -320,7 +352,7 @@ function problemsOf(error: z.ZodError, rootKeys: string[]): Problem[] {
       add({ path, unknownKey: false, message: issue.message });
       continue;
     }
-    const known = path.length === 0 ? rootKeys : portKeys;
+    const known = path.length === 0 ? rootKeys : path[0] === 'bridges' ? bridgeKeys : portKeys;
     for (const key of issue.keys.slice(0, MOST_UNKNOWN_KEYS)) {
       add({ path: [...path, key], unknownKey: true, message: `unknown key, ${didYouMean(key, known)}` });
     }
@@ -378,20 +410,23 @@ export const parsePortSpec: (text: string) => PortSpec = checkPortSpec;
 
 /**
  * Fields to set anew, from `key=value` each; a key without a value goes back to its default. Throws SwitchError
- * `BAD_SPEC` for what has not that form; the fields are checked with the port that they are for.
+ * `BAD_SPEC` for what has not that form; the fields are checked with what they are for.
  */
-export function parsePortChange(words: readonly string[]): PortChange {
+export const parsePortChange = (words: readonly string[]): PortChange => parseFields(words, 'isolated=true');
+
+/** The same for anything that has fields; `example` is one of them. */
+export function parseFields(words: readonly string[], example: string): Record<string, unknown> {
   const change: Record<string, unknown> = {};
   for (const word of words) {
     const [, key, value] = /^([^=]+)=(.*)$/s.exec(word) ?? [];
     if (key === undefined || value === undefined)
-      throw new SwitchError('BAD_SPEC', `expected key=value, such as isolated=true, found ${show(word)}`);
+      throw new SwitchError('BAD_SPEC', `expected key=value, such as ${example}, found ${show(word)}`);
     Object.defineProperty(change, camel(key), {
       value: value === '' ? null : typed(value),
       enumerable: true,
     });
   }
-  return change as PortChange;
+  return change;
 }
 
 /** The port with some fields set anew, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
@@ -410,6 +445,20 @@ export function changePortSpec(spec: PortSpec, change: unknown): PortSpec {
   }
   const merged = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== null);
   return checkPortSpec(Object.fromEntries(merged));
+}
+
+/** A bridge, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
+export function checkBridgeSpec(value: unknown): BridgeSpec {
+  const result = bridgeObject.safeParse(value);
+  return result.success ? (result.data as BridgeSpec) : refuse(problemsOf(result.error, bridgeKeys));
+}
+
+/** The bridge with some fields set anew, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
+export function changeBridgeSpec(spec: BridgeSpec, change: unknown): BridgeSpec {
+  if (typeof change !== 'object' || change === null || Array.isArray(change) || Object.hasOwn(change, 'name'))
+    throw new SwitchError('BAD_SPEC', 'expected the fields to set, such as { "ageing": 60 }');
+  const merged = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== null);
+  return checkBridgeSpec(Object.fromEntries(merged));
 }
 
 /** The one-line form of a port; `parsePortSpec` reads it back. */

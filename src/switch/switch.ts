@@ -12,6 +12,7 @@ import { IoThreads } from '../io/index.ts';
 import { AfPacketEnd } from '../ports/af-packet.ts';
 import { KernelPort } from '../ports/kernel-port.ts';
 import { NullEnd } from '../ports/null.ts';
+import { PatchEnd, type Patches } from '../ports/patch.ts';
 import type { Port, PortContext } from '../ports/port.ts';
 import { StreamEnd } from '../ports/stream.ts';
 import { TapEnd } from '../ports/tap.ts';
@@ -24,10 +25,21 @@ import { hasVlans, vlansOf } from '../rules/vlan.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
 import { Workers } from '../workers/workers.ts';
 import { difference } from './apply.ts';
+import { Bridges, bridgeOf, DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
-import { changePortSpec, checkPortSpec, checkSwitchOptions, isShared } from './spec.ts';
+import {
+  changeBridgeSpec,
+  changePortSpec,
+  checkBridgeSpec,
+  checkPortSpec,
+  checkSwitchOptions,
+  isShared,
+} from './spec.ts';
 import type {
   Applied,
+  BridgeChange,
+  BridgeSpec,
+  BridgeStatus,
   FdbEntry,
   PortChange,
   PortDetail,
@@ -56,10 +68,13 @@ const version: string = JSON.parse(
  * Rejects with a SwitchError that names the field or the socket; nothing is left behind then.
  */
 export async function createSwitch(options: SwitchOptions = {}): Promise<Switch> {
-  const { ports = [], ...rest } = checkSwitchOptions(options);
+  const { ports = [], bridges = [], ...rest } = checkSwitchOptions(options);
   const vswitch = new Switch(rest);
   try {
     await vswitch.start();
+    for (const { name, ...fields } of bridges)
+      if (name === DEFAULT_BRIDGE) await vswitch.setBridge(name, fields);
+      else await vswitch.addBridge({ name, ...fields });
     for (const spec of ports) await vswitch.addPort(spec);
   } catch (error) {
     await vswitch.close();
@@ -89,6 +104,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #io: IoThreads;
   readonly #poller: PollerLease = sharedPoller();
   readonly #ports = new Map<string, Entry>();
+  readonly #bridges = new Bridges(this.#arena, this.#structures);
+  readonly #patches: Patches = new Map();
   /** Names that are being added or removed. */
   readonly #busy = new Set<string>();
   readonly #started = performance.now();
@@ -155,10 +172,13 @@ export class Switch extends EventEmitter<SwitchEvents> {
     if (rival && !isShared(spec)) {
       throw new SwitchError('BAD_SPEC', `port ${rival.name} has ${spec.target} already`, 'target');
     }
+    const bridge = this.#bridges.index(spec.bridge);
+    this.#checkPatch(spec);
     const slot = this.#freeSlot();
     const struct = this.#structures.port(slot);
     struct.set('addresses', 0);
     struct.set('notLearned', 0);
+    struct.set('bridge', bridge);
     struct.set('used', 1);
     const rules = new PortRules({
       arena: this.#arena,
@@ -176,6 +196,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         workers: this.#workers,
         io: this.#io,
         poller: this.#poller.poller,
+        patches: this.#patches,
         slot,
         socketFd,
         maxAddresses: spec.maxAddresses ?? this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
@@ -229,14 +250,22 @@ export class Switch extends EventEmitter<SwitchEvents> {
   async setPort(name: string, change: PortChange): Promise<void> {
     const entry = this.#find(name);
     const spec = changePortSpec(entry.spec, change);
+    const bridge = this.#bridges.index(spec.bridge);
+    this.#checkPatch(spec);
     try {
       // Others have their tags before this one tells frames by them, and lose them after it.
       this.#spreadVlans(spec);
       const vlanAware = this.#vlanAware(spec);
       await entry.rules.set({ ...spec, vlanAware });
-      const moved = !isDeepStrictEqual(vlansOf(entry.spec), vlansOf(spec));
+      const struct = this.#structures.port(entry.slot);
+      const moved = struct.get('bridge') !== bridge || !isDeepStrictEqual(vlansOf(entry.spec), vlansOf(spec));
+      struct.set('bridge', bridge);
       Object.assign(entry, { spec, vlanAware });
-      if (moved) this.#arena.dataplane.functions.flush(entry.slot, 0);
+      if (moved) {
+        // A burst in work learns addresses where the port was.
+        await this.#workers.quiesce();
+        this.#arena.dataplane.functions.flush(entry.slot, 0);
+      }
     } catch (error) {
       throw new SwitchError('LIMIT', `port ${name}: ${(error as Error).message}`);
     } finally {
@@ -246,23 +275,41 @@ export class Switch extends EventEmitter<SwitchEvents> {
     this.#structures.port(entry.slot).set('addressLimit', most);
   }
 
+  /** A cable with both ends on one bridge would be a loop. */
+  #checkPatch({ name, type, target, ...spec }: PortSpec): void {
+    const peer = this.#ports.get(target)?.spec;
+    if (type !== 'patch' || peer?.type !== 'patch' || peer.target !== name) return;
+    if (bridgeOf(peer) !== bridgeOf(spec)) return;
+    throw new SwitchError(
+      'BAD_SPEC',
+      `bridge: expected another bridge than that of ${target}, the other end, found ${JSON.stringify(bridgeOf(spec))}`,
+      'bridge',
+    );
+  }
+
+  /** The ports on the bridge of this one, but for itself. */
+  #mates(spec: PortSpec): Entry[] {
+    return [...this.#ports.values()].filter(
+      (other) => other.spec.name !== spec.name && bridgeOf(other.spec) === bridgeOf(spec),
+    );
+  }
+
   /** Has the port's bridge VLANs, once the port is as its specification says? */
   #vlanAware(spec: PortSpec): boolean {
-    const others = [...this.#ports.values()].filter((other) => other.spec.name !== spec.name);
-    return hasVlans(spec) || others.some((other) => hasVlans(other.spec));
+    return hasVlans(spec) || this.#mates(spec).some((other) => hasVlans(other.spec));
   }
 
   /** Gives the other ports of a bridge that gets VLANs their place in them. Throws ArenaFullError. */
   #spreadVlans(spec: PortSpec): void {
     if (!hasVlans(spec)) return;
-    for (const other of this.#ports.values()) if (other.spec.name !== spec.name) becomeAware(other, true);
+    for (const other of this.#mates(spec)) becomeAware(other, true);
   }
 
   /** Takes it from those of a bridge that has no VLANs any more; nothing changes for others. */
   async #settleVlans(): Promise<void> {
     const all = [...this.#ports.values()];
-    const vlanAware = all.some(({ spec }) => hasVlans(spec));
-    const changed = all.filter((entry) => becomeAware(entry, vlanAware));
+    const aware = new Set(all.filter(({ spec }) => hasVlans(spec)).map(({ spec }) => bridgeOf(spec)));
+    const changed = all.filter((entry) => becomeAware(entry, aware.has(bridgeOf(entry.spec))));
     for (const { rules } of changed) await rules.settle();
   }
 
@@ -277,6 +324,49 @@ export class Switch extends EventEmitter<SwitchEvents> {
     );
   }
 
+  /** Adds a bridge. Rejects with a SwitchError: BAD_SPEC, BRIDGE_EXISTS or LIMIT. */
+  async addBridge(spec: BridgeSpec): Promise<void> {
+    this.#bridges.add(checkBridgeSpec(spec));
+  }
+
+  /** Sets fields of a bridge anew, null: the default. Rejects with a SwitchError: NO_SUCH_BRIDGE or BAD_SPEC. */
+  async setBridge(name: string, change: BridgeChange): Promise<void> {
+    this.#bridges.set(changeBridgeSpec(this.#bridges.get(name), change));
+  }
+
+  /** Removes a bridge without ports. Rejects with a SwitchError: NO_SUCH_BRIDGE, BAD_SPEC, IN_USE. */
+  async removeBridge(name: string): Promise<void> {
+    const { ports } = this.bridge(name);
+    if (name !== DEFAULT_BRIDGE && ports.length > 0) {
+      const told = `${ports.slice(0, 10).join(', ')}${ports.length > 10 ? ' and others' : ''}`;
+      const message = `bridge ${name}: it has the ports ${told}: remove them, or set their bridge anew`;
+      throw new SwitchError('IN_USE', message, 'name');
+    }
+    this.#bridges.remove(name);
+  }
+
+  /** Every bridge, the default one first. */
+  bridges(): BridgeStatus[] {
+    const addresses = new Map<string, number>();
+    for (const { bridge } of this.fdb()) addresses.set(bridge, (addresses.get(bridge) ?? 0) + 1);
+    return this.#bridges.list().map(({ name, ageing }) => {
+      const ports = [...this.#ports.values()].filter(({ spec }) => bridgeOf(spec) === name);
+      return {
+        name,
+        ageing: ageing ?? this.#options.ageing ?? AGEING,
+        vlans: ports.some(({ vlanAware }) => vlanAware),
+        ports: ports.map(({ spec }) => spec.name),
+        addresses: addresses.get(name) ?? 0,
+      };
+    });
+  }
+
+  /** One bridge. Throws a SwitchError, NO_SUCH_BRIDGE. */
+  bridge(name: string): BridgeStatus {
+    this.#bridges.get(name);
+    return this.bridges().find((bridge) => bridge.name === name)!;
+  }
+
   /** The options that make a switch like this one, as it is now; defaults are written out. */
   config(): SwitchOptions {
     const { workers, cpus, poll, ageing, maxAddressesPerPort } = this.#options;
@@ -286,6 +376,9 @@ export class Switch extends EventEmitter<SwitchEvents> {
       workers: workers ?? cpus?.length ?? 1,
       poll: poll ?? 'adaptive',
       ageing: ageing ?? AGEING,
+      bridges: this.#bridges
+        .list()
+        .filter(({ name, ...fields }) => name !== DEFAULT_BRIDGE || Object.keys(fields).length > 0),
       maxAddressesPerPort: maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
       ports: [...this.#ports.values()].map(({ spec }) => spec),
     };
@@ -306,11 +399,15 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const found = difference(this.config(), wanted);
     const before = new Map([...this.#ports].map(([name, { spec }]) => [name, spec]));
     this.#set(found.settings);
+    const { add, set, remove } = found.bridges;
+    for (const spec of add) this.#bridges.add(spec);
+    for (const spec of set) this.#bridges.set(spec);
     const applied: Applied = {
       added: [],
       removed: [],
       changed: [],
       unchanged: found.unchanged,
+      bridges: { added: add.map(({ name }) => name), removed: [], changed: set.map(({ name }) => name) },
       settings: Object.keys(found.settings),
       failed: [],
     };
@@ -343,6 +440,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
       // Its place may be taken by now; what failed is told already.
       if (spec && !this.#ports.has(port)) await this.addPort(spec).catch(() => {});
     }
+    // One that ports stay on, for what failed or was not asked for, stays.
+    for (const name of remove) await attempt(name, applied.bridges.removed, () => this.removeBridge(name));
     return applied;
   }
 
@@ -385,9 +484,12 @@ export class Switch extends EventEmitter<SwitchEvents> {
       if (key === 0n) continue;
       const port = names.get(Number(key >> 48n));
       const age = Math.max(0, header.get('now') - this.#arena.u32[(entry + 8) >>> 2]!);
-      if (port !== undefined && age <= header.get('ageing')) entries.push({ mac: formatMac(key), port, age });
+      const fid = this.#arena.u32[(entry + 12) >>> 2]!;
+      const bridge = this.#bridges.name(fid >>> 12);
+      if (port === undefined || age > (this.#bridges.get(bridge).ageing ?? header.get('ageing'))) continue;
+      entries.push({ mac: formatMac(key), bridge, vlan: fid & 0xfff, port, age });
     }
-    return entries.sort((a, b) => (a.mac < b.mac ? -1 : 1));
+    return entries.sort((a, b) => (a.mac === b.mac ? a.vlan - b.vlan : a.mac < b.mac ? -1 : 1));
   }
 
   /** Forgets the addresses of one port, or all; returns how many. */
@@ -480,6 +582,8 @@ function openPort(spec: PortSpec, context: PortContext): Port {
       return new KernelPort(spec, context, new VxlanEnd(spec));
     case 'user':
       return new KernelPort(spec, context, new UserEnd(spec, context));
+    case 'patch':
+      return new KernelPort(spec, context, new PatchEnd(spec, context.patches));
     case 'null':
       return new KernelPort(spec, context, new NullEnd());
   }

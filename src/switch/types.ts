@@ -13,9 +13,18 @@ export type Role = 'server' | 'client';
 /**
  * What a port leads to. `vhost-user`: a virtual machine; `vduse`: a vDPA device of the kernel; `tap`: an interface of
  * the host's kernel that is made for it; `af-packet`: an interface of the host, such as a network card; `stream`: a program that takes frames from a unix socket; `vxlan`: a tunnel to
- * another host; `user`: what this user can reach, by passt; `null`: nobody. docs/ports.md has a section on each.
+ * another host; `user`: what this user can reach, by passt; `patch`: the patch port of that name on another bridge; `null`: nobody. docs/ports.md has a section on each.
  */
-export type PortType = 'vhost-user' | 'vduse' | 'tap' | 'af-packet' | 'stream' | 'vxlan' | 'user' | 'null';
+export type PortType =
+  | 'vhost-user'
+  | 'vduse'
+  | 'tap'
+  | 'af-packet'
+  | 'stream'
+  | 'vxlan'
+  | 'user'
+  | 'patch'
+  | 'null';
 
 /** A port as configured. */
 export interface PortSpec {
@@ -44,6 +53,8 @@ export interface PortSpec {
   local?: string;
   /** Of `user`: more options of passt, separated by blanks. */
   options?: string;
+  /** The bridge that it is on, which can be set anew too; default `default`. */
+  bridge?: string;
   // Rules, of every kind of port, which can be set anew while the port is there: docs/rules.md.
   /** No frames to and from other ports that are isolated; default false. */
   isolated?: boolean;
@@ -62,6 +73,29 @@ export interface PortSpec {
 /** Fields of a port to be set anew; null: back to the default. */
 export type PortChange = { [K in keyof Omit<PortSpec, 'name' | 'type' | 'target'>]?: PortSpec[K] | null };
 
+/** A bridge as configured: ports of one reach each other, and none of another. */
+export interface BridgeSpec {
+  /** As a port's; `default` is always there. */
+  name: string;
+  /** Seconds after which an address that was not seen is forgotten; default: the switch's `ageing`. */
+  ageing?: number;
+}
+
+/** Fields of a bridge to be set anew; null: back to the default. */
+export type BridgeChange = { [K in keyof Omit<BridgeSpec, 'name'>]?: BridgeSpec[K] | null };
+
+export interface BridgeStatus {
+  name: string;
+  /** Seconds. */
+  ageing: number;
+  /** Has one of its ports settings of VLANs? */
+  vlans: boolean;
+  /** Names of its ports. */
+  ports: string[];
+  /** Known addresses. */
+  addresses: number;
+}
+
 export interface SwitchOptions {
   /** Default `vireo`; names the control socket. Same alphabet as a port's name. */
   name?: string;
@@ -77,6 +111,8 @@ export interface SwitchOptions {
   maxAddressesPerPort?: number;
   /** Most ports at a time, 1 to 2048; default 2048. */
   maxPorts?: number;
+  /** Bridges beside the default one, or settings of that. */
+  bridges?: BridgeSpec[];
   /** Ports to start with. */
   ports?: PortSpec[];
 }
@@ -193,6 +229,8 @@ export interface Applied {
   removed: string[];
   changed: string[];
   unchanged: string[];
+  /** Names of bridges. */
+  bridges: { added: string[]; removed: string[]; changed: string[] };
   /** Settings of the switch that have another value now, e.g. `ageing`. */
   settings: string[];
   /** Ports that could not be brought to what was asked for, and why; those that were there before are as they were. */
@@ -202,6 +240,9 @@ export interface Applied {
 export interface FdbEntry {
   /** `52:54:00:12:34:56` */
   mac: string;
+  bridge: string;
+  /** 0: frames without a tag, or a bridge without VLANs. */
+  vlan: number;
   port: string;
   /** Seconds since a frame came from it. */
   age: number;

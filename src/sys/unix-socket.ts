@@ -11,9 +11,11 @@ import { errnoByName, lastErrno, libc, pinned } from './libc.ts';
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
+const SOCK_SEQPACKET = 5;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
 const SO_PEERCRED = 17;
 const SCM_RIGHTS = 1;
 const MSG_CTRUNC = 0x8;
@@ -24,6 +26,8 @@ const SHUT_RDWR = 2;
 
 /** The longest path that sockaddr_un takes, in bytes, its ending NUL aside. */
 export const MAX_SOCKET_PATH = 107;
+/** Bytes of messages that may wait in a pair of sockets. */
+const MESSAGES_WAIT = 4 << 20;
 /** The most descriptors that one send may carry (the kernel's SCM_MAX_FD). */
 export const MAX_PASSED_FDS = 253;
 
@@ -144,15 +148,24 @@ export function acceptUnix(fd: number): number | undefined {
   }
 }
 
-/** Two sockets connected to each other. */
-export function socketPair(): [number, number] {
+function newPair(type: number): [number, number] {
   const pair = pinned(8);
-  check(
-    libc.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair),
-    'socketpair',
-    'AF_UNIX',
-  );
+  check(libc.socketpair(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 'socketpair', 'AF_UNIX');
   return [pair.readInt32LE(0), pair.readInt32LE(4)];
+}
+
+/** Two sockets connected to each other. */
+export const socketPair = (): [number, number] => newPair(SOCK_STREAM);
+
+/** The same for messages, which keep their bounds and their order; some megabytes of them may wait. */
+export function messageSocketPair(): [number, number] {
+  const pair = newPair(SOCK_SEQPACKET);
+  const bytes = pinned(4);
+  bytes.writeInt32LE(MESSAGES_WAIT);
+  // The kernel gives what its bounds allow (net.core.wmem_max).
+  for (const fd of pair)
+    check(libc.setsockopt(fd, SOL_SOCKET, SO_SNDBUF, bytes, 4), 'setsockopt', String(fd));
+  return pair;
 }
 
 /** What arrived: so many bytes in the buffer, and the descriptors that came with them, now the caller's. */

@@ -16,9 +16,12 @@ import {
   serveControl,
 } from '../../src/api/server.ts';
 import { SwitchError } from '../../src/switch/errors.ts';
-import { changePortSpec } from '../../src/switch/spec.ts';
+import { changeBridgeSpec, changePortSpec, checkBridgeSpec } from '../../src/switch/spec.ts';
 import type {
   Applied,
+  BridgeChange,
+  BridgeSpec,
+  BridgeStatus,
   FdbEntry,
   PortChange,
   PortDetail,
@@ -37,9 +40,10 @@ const newPath = () => join(directory, `${++sockets}.sock`);
 class Table implements SwitchControl {
   readonly name = 'table';
   readonly #ports = new Map<string, PortSpec>();
+  readonly #bridges = new Map<string, BridgeSpec>([['default', { name: 'default' }]]);
   addresses: FdbEntry[] = [
-    { mac: '52:54:00:00:00:01', port: 'vm1', age: 1 },
-    { mac: '52:54:00:00:00:02', port: 'vm2', age: 2 },
+    { mac: '52:54:00:00:00:01', bridge: 'default', vlan: 0, port: 'vm1', age: 1 },
+    { mac: '52:54:00:00:00:02', bridge: 'default', vlan: 0, port: 'vm2', age: 2 },
   ];
 
   async addPort(spec: PortSpec): Promise<void> {
@@ -91,6 +95,32 @@ class Table implements SwitchControl {
     };
   }
 
+  async addBridge(spec: BridgeSpec): Promise<void> {
+    const { name } = checkBridgeSpec(spec);
+    if (this.#bridges.has(name)) throw new SwitchError('BRIDGE_EXISTS', `bridge ${name} exists`, 'name');
+    this.#bridges.set(name, spec);
+  }
+
+  async setBridge(name: string, change: BridgeChange): Promise<void> {
+    this.bridge(name);
+    this.#bridges.set(name, changeBridgeSpec(this.#bridges.get(name)!, change));
+  }
+
+  async removeBridge(name: string): Promise<void> {
+    this.bridge(name);
+    this.#bridges.delete(name);
+  }
+
+  bridges(): BridgeStatus[] {
+    return [...this.#bridges.keys()].map((name) => this.bridge(name));
+  }
+
+  bridge(name: string): BridgeStatus {
+    const spec = this.#bridges.get(name);
+    if (spec === undefined) throw new SwitchError('NO_SUCH_BRIDGE', `no bridge ${name}`);
+    return { ageing: 300, ...spec, vlans: false, ports: [], addresses: 0 };
+  }
+
   config(): SwitchOptions {
     return { name: this.name, ports: [...this.#ports.values()] };
   }
@@ -100,7 +130,8 @@ class Table implements SwitchControl {
     this.#ports.clear();
     for (const spec of ports) this.#ports.set(spec.name, spec);
     const added = [...this.#ports.keys()];
-    return { added, removed: [], changed: [], unchanged: [], settings: [], failed: [] };
+    const none = { added: [], removed: [], changed: [] };
+    return { added, removed: [], changed: [], unchanged: [], bridges: none, settings: [], failed: [] };
   }
 
   fdb(): FdbEntry[] {
@@ -221,7 +252,9 @@ test('the client does through the socket what the switch does', () =>
     assert.deepEqual(await client.ports(), table.ports());
     assert.deepEqual(await client.fdb(), table.addresses);
     assert.deepEqual(await client.flushFdb('vm1'), { flushed: 1 });
-    assert.deepEqual(await client.fdb(), [{ mac: '52:54:00:00:00:02', port: 'vm2', age: 2 }]);
+    assert.deepEqual(await client.fdb(), [
+      { mac: '52:54:00:00:00:02', bridge: 'default', vlan: 0, port: 'vm2', age: 2 },
+    ]);
     assert.deepEqual(await client.flushFdb(), { flushed: 1 });
     assert.equal(await client.removePort('vm1'), undefined);
     assert.deepEqual(await client.ports(), []);
@@ -267,6 +300,22 @@ test('answers carry the status that HTTP has for them', () =>
       [400, 'BAD_SPEC', 'PUT', '/v1/config', '{"ports":[1,2,3,4]}'],
       [400, 'BAD_REQUEST', 'PUT', '/v1/config', '{'],
       [405, 'METHOD_NOT_ALLOWED', 'POST', '/v1/config', '{}'],
+      [200, undefined, 'GET', '/v1/bridges'],
+      [201, undefined, 'POST', '/v1/bridges', json({ name: 'lab', ageing: 60 })],
+      [409, 'BRIDGE_EXISTS', 'POST', '/v1/bridges', json({ name: 'lab' })],
+      [400, 'BAD_SPEC', 'POST', '/v1/bridges', json({ name: '' })],
+      [400, 'BAD_SPEC', 'POST', '/v1/bridges', json([])],
+      [400, 'BAD_SPEC', 'POST', '/v1/bridges', json(null)],
+      [200, undefined, 'GET', '/v1/bridges/lab'],
+      [404, 'NO_SUCH_BRIDGE', 'GET', '/v1/bridges/lob'],
+      [200, undefined, 'PATCH', '/v1/bridges/lab', json({ ageing: null })],
+      [400, 'BAD_SPEC', 'PATCH', '/v1/bridges/lab', json({ ageing: 0 })],
+      [400, 'BAD_SPEC', 'PATCH', '/v1/bridges/lab', json({ name: 'x' })],
+      [400, 'BAD_SPEC', 'PATCH', '/v1/bridges/lab', '{"__proto__":{"ageing":1}}'],
+      [404, 'NO_SUCH_BRIDGE', 'PATCH', '/v1/bridges/lob', json({})],
+      [405, 'METHOD_NOT_ALLOWED', 'PUT', '/v1/bridges/lab', json({})],
+      [204, undefined, 'DELETE', '/v1/bridges/lab'],
+      [404, 'NO_SUCH_BRIDGE', 'DELETE', '/v1/bridges/lab'],
       [200, undefined, 'GET', '/v1/fdb?port=vm1'],
       [404, 'NO_SUCH_PORT', 'GET', '/v1/fdb?port=vm9'],
       [404, 'NO_SUCH_PORT', 'GET', '/v1/ports/vm9'],

@@ -48,6 +48,7 @@ test('a port whose options differ is made anew, even in the place of another', a
     removed: [],
     changed: ['a', 'b'],
     unchanged: ['c'],
+    bridges: { added: [], removed: [], changed: [] },
     settings: ['ageing'],
     failed: [],
   });

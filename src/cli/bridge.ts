@@ -1,0 +1,117 @@
+/** `vireo bridge`, `add`, `set`, `del` and `show`: the bridges of a switch. */
+import type { Command } from 'commander';
+import type { BridgeChange, BridgeSpec, BridgeStatus } from '../switch/types.ts';
+import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
+import { count, pairs, table } from './table.ts';
+
+const FIELDS = `
+Settings of a bridge:
+  ageing=SECONDS       after which an address that was not seen is forgotten (default: the switch's)`;
+
+/** Fields from `key=value` each; a key without a value goes back to its default. */
+async function readFields(words: string[]): Promise<BridgeChange> {
+  const { parseFields } = await import('../switch/spec.ts');
+  try {
+    return parseFields(words, 'ageing=60');
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+}
+
+export function declareBridge(program: Command): void {
+  const bridge = speaksToSwitch(
+    program.command('bridge').description('list the bridges, or add, change, remove or show one'),
+  );
+  withExamples(
+    bridge,
+    'vireo bridge',
+    'vireo bridge add lab ageing=60',
+    'vireo port add vm3=vhost-user:/tmp/c.sock,bridge=lab',
+  );
+  bridge.action(async () => {
+    const options = optionsOf(bridge);
+    const bridges = await (await connect(options)).bridges();
+    print(options, bridges, () =>
+      table(
+        [
+          { title: 'BRIDGE' },
+          { title: 'AGEING', right: true },
+          { title: 'VLANS' },
+          { title: 'ADDRESSES', right: true },
+          { title: 'PORTS' },
+        ],
+        bridges.map(({ name, ageing, vlans, addresses, ports }) => [
+          name,
+          `${ageing} s`,
+          vlans ? 'yes' : 'no',
+          count(addresses),
+          ports.join(' ') || '-',
+        ]),
+      ),
+    );
+  });
+
+  const add = speaksToSwitch(
+    bridge
+      .command('add')
+      .description('add a bridge; ports come to it by bridge=NAME')
+      .argument('<name>', "the bridge's name")
+      .argument('[key=value...]', 'its settings, see below'),
+  );
+  add.addHelpText('after', FIELDS);
+  withExamples(add, 'vireo bridge add lab', 'vireo bridge add lab ageing=60');
+  add.action(async (name: string, words: string[]) => {
+    const options = optionsOf(add);
+    const spec = { name, ...(await readFields(words)) } as BridgeSpec;
+    const added = await (await connect(options)).addBridge(spec);
+    print(options, added, () => `bridge ${added.name} added\n`);
+  });
+
+  const set = speaksToSwitch(
+    bridge
+      .command('set')
+      .description('set a bridge anew, while its guests go on')
+      .argument('<name>', "the bridge's name")
+      .argument('<key=value...>', 'what to set; a key without a value goes back to its default'),
+  );
+  set.addHelpText('after', FIELDS);
+  withExamples(set, 'vireo bridge set lab ageing=60', 'vireo bridge set default ageing=');
+  set.action(async (name: string, words: string[]) => {
+    const options = optionsOf(set);
+    const change = await readFields(words);
+    const changed = await (await connect(options)).setBridge(name, change);
+    print(options, changed, () => bridgeText(changed));
+  });
+
+  const del = speaksToSwitch(
+    bridge
+      .command('del')
+      .description('remove a bridge that has no ports')
+      .argument('<name>', "the bridge's name"),
+  );
+  withExamples(del, 'vireo bridge del lab');
+  del.action(async (name: string) => {
+    const options = optionsOf(del);
+    await (await connect(options)).removeBridge(name);
+    print(options, { removed: name }, () => `bridge ${name} removed\n`);
+  });
+
+  const show = speaksToSwitch(
+    bridge.command('show').description('show a bridge').argument('<name>', "the bridge's name"),
+  );
+  withExamples(show, 'vireo bridge show lab', 'vireo bridge show lab --json');
+  show.action(async (name: string) => {
+    const options = optionsOf(show);
+    const found = await (await connect(options)).bridge(name);
+    print(options, found, () => bridgeText(found));
+  });
+}
+
+const bridgeText = ({ name, ageing, vlans, addresses, ports }: BridgeStatus): string =>
+  pairs([
+    ['bridge', name],
+    ['ageing', `${ageing} s`],
+    ['VLANs', vlans ? 'yes' : 'none'],
+    ['addresses', count(addresses)],
+    ['ports', ports.join(' ') || 'none'],
+  ]);
