@@ -65,7 +65,7 @@ const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
   'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound', 'callQueue',
   'log', 'logUsed', 'logUsedAddress', 'inflight', 'inflightTaken', 'inflightCounter', 'cacheArena',
-  'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'missAccess', 'missAddress', 'held', 'asking', 'packets', 'bytes', 'notifications', 'drops',
+  'cacheBase', 'cacheSize', 'windows', 'windowMask', 'windowClock', 'writes', 'missAccess', 'missAddress', 'held', 'asking', 'fullSince', 'packets', 'bytes', 'notifications', 'drops',
   'sizes', 'multicasts', 'broadcasts',
 ] as const; // biome-ignore format: a table
 

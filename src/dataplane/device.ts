@@ -14,7 +14,9 @@ import { beginResend, discardHeld, endResend, holds, leave } from './held';
 import { drop, DROP_NO_GUEST, header, LOOKED_UP, PACKED, RUNNING, Vring, WAITING } from './layout';
 import { acquire, release } from './lock';
 import * as packed from './packed-device';
+import { NOWHERE, packetAt } from './scratch';
 import * as split from './split-device';
+import { forgetReceived } from './statistics';
 import { beginBurst } from './windows';
 
 /** Takes frames from the ring into this worker's burst; returns how many. */
@@ -29,6 +31,22 @@ export function receive(vring: Vring): u32 {
     beginBurst(vring);
   }
   return vring.flags & PACKED ? packed.receive(vring) : split.receive(vring);
+}
+
+/** Leaves the frames of the burst from `first` on in the ring, a split one, as if they had not been looked at. */
+export function putBack(vring: Vring, first: u32, count: u32): void {
+  for (let i = first; i < count; i++) {
+    if (packetAt(i).destination == NOWHERE) continue;
+    vring.packets -= 1;
+    vring.bytes -= packetAt(i).length;
+  }
+  forgetReceived(vring, first, count);
+  vring.lastAvail = (vring.lastAvail + first - count) & 0xffff;
+}
+
+/** Has the guest made so many buffers available, or descriptors of a packed ring? At most the ring's size. */
+export function hasBuffers(vring: Vring, count: u32): bool {
+  return vring.flags & PACKED ? packed.hasBuffers(vring, count) : split.hasBuffers(vring, count);
 }
 
 /** Gives the buffers of the burst back to the guest. */

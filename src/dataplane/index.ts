@@ -192,6 +192,7 @@ export const Vring_missAccess: usize = offsetof<L.Vring>('missAccess');
 export const Vring_missAddress: usize = offsetof<L.Vring>('missAddress');
 export const Vring_held: usize = offsetof<L.Vring>('held');
 export const Vring_asking: usize = offsetof<L.Vring>('asking');
+export const Vring_fullSince: usize = offsetof<L.Vring>('fullSince');
 export const Vring_writes: usize = offsetof<L.Vring>('writes');
 export const Vring_packets: usize = offsetof<L.Vring>('packets');
 export const Vring_bytes: usize = offsetof<L.Vring>('bytes');

@@ -291,6 +291,8 @@ export const IN_ORDER: u32 = 8;
 export const PACKED: u32 = 16;
 /** Frames from this ring may have work left to be done. */
 export const OFFLOADS: u32 = 32;
+/** Frames stay in this ring while the guest that they are for has no buffers (patience.ts). */
+export const PATIENT: u32 = 64;
 
 /** Vring.offloads, Packet.offload: what a sender may leave undone, and a receiver takes undone (5.1.3.1). */
 export const OFFLOAD_CSUM: u32 = 1;
@@ -392,6 +394,8 @@ export class Vring {
   held: usize;
   /** 1: the control plane was told that translations of the next buffers are missing, and hasn't looked yet. */
   asking: u32;
+  /** Second, counted from 1, since which it has had no buffers for a sender that waits; 0: it has. */
+  fullSince: u32;
   packets: u64;
   bytes: u64;
   notifications: u64;

@@ -63,6 +63,12 @@ export let bufferId: u32 = 0;
   return index >= vring.size ? (index - vring.size) | ((position & WRAP) ^ WRAP) : index | (position & WRAP);
 }
 
+/** See device.ts: the driver makes descriptors available in their order, so the last one tells of all. */
+export function hasBuffers(vring: Vring, count: u32): bool {
+  const position = advance(vring, vring.lastAvail, count - 1);
+  return available(meta(vring, position), position);
+}
+
 /**
  * Writes the pieces of the buffer that starts at `position`, whose first descriptor's second word is `first`, to
  * `list` behind the pieces there, up to `limit` bytes; returns the bytes, or BAD after it has broken the ring.

@@ -7,9 +7,10 @@
  */
 import { announce } from './announce';
 import { bridge } from './bridge';
-import { BURST, drop, DROP_DISABLED, header, MAX_PORTS, RUNNING, SLEEPING, Vring, Worker } from './layout';
+import { BURST, drop, DROP_DISABLED, header, MAX_PORTS, PATIENT, RUNNING, SLEEPING, Vring, Worker } from './layout';
 import { MAX_CALLS, queueSlot, useWorker, worker } from './scratch';
-import { arm, complete, disarm, receive } from './device';
+import { arm, complete, disarm, putBack, receive } from './device';
+import { fitting } from './patience';
 
 /** Binds this instance to a worker's area, once, before anything else. */
 export function start(index: u32): void {
@@ -50,7 +51,12 @@ function round(): u32 {
     const vring = changetype<Vring>(load<u32>(queueSlot(at)));
     if (++at == count) at = 0;
     if (vring.state == RUNNING) {
-      const burst = receive(vring);
+      const came = receive(vring);
+      let burst = came;
+      if (came > 0 && vring.flags & PATIENT) {
+        burst = fitting(vring, came);
+        if (burst < came) putBack(vring, burst, came);
+      }
       if (burst > 0) {
         // A ring that isn't enabled is emptied without any effect (vhost-user, "Ring states").
         if (vring.enabled) bridge(vring, burst);

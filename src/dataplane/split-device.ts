@@ -115,6 +115,11 @@ export function receive(vring: Vring): u32 {
   return count;
 }
 
+/** See device.ts. */
+export function hasBuffers(vring: Vring, count: u32): bool {
+  return ((availIdx(vring) - vring.lastAvail) & 0xffff) >= count;
+}
+
 /** Flags of a descriptor in its second word. */
 const FLAGS_MASK: u64 = 0xffff_0000_0000;
 

@@ -54,6 +54,17 @@ function addCasts(vring: Vring, casts: u32): void {
   vring.broadcasts += casts >> 16;
 }
 
+/** Takes frames of the burst back out of what recordReceived() has recorded. */
+export function forgetReceived(vring: Vring, first: u32, count: u32): void {
+  for (let i = first; i < count; i++) {
+    const size = sizeOf(packetAt(i).length);
+    if (size == 0) continue;
+    burst -= size;
+    const at = changetype<usize>(vring) + offsetof<Vring>('sizes') + <usize>ctz(size);
+    store<u64>(at, load<u64>(at) - 1);
+  }
+}
+
 /** Records what came from a guest, as soon as it is known which frames of the burst count. */
 export function recordReceived(vring: Vring, count: u32): void {
   let sizes: u64 = 0;

@@ -33,6 +33,8 @@ export interface Framing {
   vni?: number;
   /** The offloads that the kernel makes use of (VIRTIO_NET_F_CSUM, _GUEST_CSUM and so on). */
   offloads: bigint;
+  /** Who writes can be made to wait: frames wait for the guest that they are for (src/dataplane/patience.ts). */
+  patient?: boolean;
 }
 
 /** What the switch lends to a pair. */
@@ -77,6 +79,7 @@ export class Pair {
         queuePairs: queues,
         features: agreed,
         protocolFeatures: 0n,
+        patient: framing.patient ?? false,
         events,
       });
     } catch (error) {

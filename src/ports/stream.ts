@@ -20,7 +20,7 @@ const LAST_REDIAL = 1000;
 
 export class StreamEnd implements End {
   readonly queues = 1;
-  readonly framing: Framing = { prefix: 0, messages: 'one', offloads: 0n };
+  readonly framing: Framing = { prefix: 0, messages: 'one', offloads: 0n, patient: true };
   readonly role: Role;
   readonly #path: string;
   readonly #context: PortContext;

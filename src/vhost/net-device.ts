@@ -73,6 +73,8 @@ const FLAGS = [
 
 /** Vring.flags of a ring whose frames may have work left to be done. */
 const OFFLOADS = 32;
+/** Vring.flags: frames wait for whom they are for. */
+const PATIENT = 64;
 /** Vring.flags: not all of the guest's memory lies in the arena. */
 const LARGE = 0x1_0000;
 
@@ -202,6 +204,7 @@ export class NetDevice implements VhostUserDevice {
   #logFd = -1;
   #logTimer: NodeJS.Timeout | null = null;
   readonly #limits: DeviceLimits;
+  readonly #patient: boolean;
   #mtu: number | null;
   #config: Uint8Array;
 
@@ -216,6 +219,8 @@ export class NetDevice implements VhostUserDevice {
     queuePairs: number;
     features: bigint;
     protocolFeatures: bigint;
+    /** What the driver sends waits for whom it is for (src/dataplane/patience.ts); split rings alone. */
+    patient?: boolean;
     /** What the back-end owns of the device's configuration. */
     config?: DeviceLimits | undefined;
     events: NetDeviceEvents;
@@ -223,6 +228,7 @@ export class NetDevice implements VhostUserDevice {
     this.#limits = context.config ?? {};
     this.#mtu = this.#limits.mtu ?? null;
     this.queuePairs = context.queuePairs;
+    this.#patient = context.patient ?? false;
     this.features = context.features;
     this.#config = this.#initialConfig();
     this.#arena = context.arena;
@@ -604,6 +610,7 @@ export class NetDevice implements VhostUserDevice {
     }
     vring.set('signalledValid', 0);
     vring.set('error', 0);
+    vring.set('fullSince', 0);
     vring.set('callFd', setup.callFd);
     vring.set('callQueue', setup.callQueue ?? -1);
     vring.set('callRound', NO_ROUND);
@@ -954,6 +961,7 @@ export class NetDevice implements VhostUserDevice {
   #flags({ index }: Queue): number {
     let flags = (this.memory.large ? LARGE : 0) | (this.#iotlb ? IOMMU : 0);
     if (index % 2 === 1 && maySend(this.#acknowledged) !== 0) flags |= OFFLOADS;
+    if (index % 2 === 1 && this.#patient) flags |= PATIENT;
     for (const [flag, feature] of FLAGS) if (this.#acknowledged & feature) flags |= flag;
     return flags;
   }

@@ -43,8 +43,8 @@ describe('a Linux guest behind a stream', { skip }, () => {
 
     const source = await TcpSource.listen('10.0.0.1', 5002, MEGABYTES << 20);
     t.after(() => source.close());
-    const received = await guest.ok('nc 10.0.0.1 5002 < /dev/null | md5sum', 300_000);
-    assert.equal(received.slice(0, 32), source.md5);
+    const received = await guest.hashFrom('10.0.0.1', 5002);
+    assert.equal(received, source.md5);
     // The kernel's large segments were cut on the way.
     assert.ok(vswitch.port('host').queues[1]!.sizes.size1519ToMax > 20);
     assert.equal(vswitch.port('vm').queues[0]!.sizes.size1519ToMax, 0);

@@ -37,8 +37,8 @@ describe('a Linux guest and a TAP port', { skip }, () => {
 
     const source = await TcpSource.listen('10.0.0.1', 5002, MEGABYTES << 20);
     t.after(() => source.close());
-    const received = await guest.ok('nc 10.0.0.1 5002 < /dev/null | md5sum', 300_000);
-    assert.equal(received.slice(0, 32), source.md5);
+    const received = await guest.hashFrom('10.0.0.1', 5002);
+    assert.equal(received, source.md5);
 
     const [toKernel, fromKernel] = vswitch.port('host').queues;
     for (const { sizes } of [toKernel!, fromKernel!])

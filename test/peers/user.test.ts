@@ -93,8 +93,8 @@ describe('a user port', { skip }, () => {
     assert.deepEqual(await came, { bytes: MEGABYTES << 20, md5: sent });
     const source = await TcpSource.listen('127.0.0.1', 5002, MEGABYTES << 20);
     t.after(() => source.close());
-    const received = await guest.ok('nc 192.0.2.254 5002 < /dev/null | md5sum', 300_000);
-    assert.equal(received.slice(0, 32), source.md5);
+    const received = await guest.hashFrom('192.0.2.254', 5002);
+    assert.equal(received, source.md5);
 
     const children = readFileSync(`/proc/self/task/${process.pid}/children`, 'utf8').trim().split(' ');
     const passt = children

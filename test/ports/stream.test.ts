@@ -100,6 +100,52 @@ for (const role of ['server', 'client'] as const) {
   });
 }
 
+test('frames wait for a guest without buffers, until it takes nothing for seconds', async (t) => {
+  const path = sockets(t);
+  await using vswitch = await createSwitch({
+    ports: [guest('a', path('a')), guest('b', path('b')), stream(path('s'))],
+  });
+  await using slow = await VirtioUser.open({ path: path('a'), queueSize: 64 });
+  await using other = await VirtioUser.open({ path: path('b'), queueSize: 64 });
+  const peer = await Peer.dial(path('s'));
+  await up(vswitch);
+  // The switch is to know where both are.
+  slow.send(frame(BROADCAST, mac(1)));
+  other.send(frame(BROADCAST, mac(2)));
+  await until(() => peer.frames.length === 2, 'both are known');
+  await until(() => other.receive(), 'one hears the other');
+  await until(() => slow.receive(), 'and the other it');
+
+  // Far more than its ring and all queues on the way have room for.
+  const count = 5000;
+  const sizes = [60, 1514, 9014];
+  for (let i = 0; i < count; i++) peer.socket.write(framed(frame(mac(1), mac(9), sizes[i % 3], i)));
+  await until(() => vswitch.port('a').txPackets > 0, 'the first ones are there');
+  for (let i = 0; i < count; i++) {
+    const bytes = await until(() => slow.receive(), `frame ${i} comes`);
+    assert.ok(frame(mac(1), mac(9), sizes[i % 3], i).equals(bytes));
+  }
+  assert.equal(vswitch.port('a').txDrops, 0);
+  assert.equal(vswitch.port('s').rxPackets, count);
+
+  // Who takes nothing is given up, and those behind get what is theirs.
+  for (let i = 0; i < count; i++) peer.socket.write(framed(frame(mac(1), mac(9))));
+  const last = frame(mac(2), mac(9));
+  peer.socket.write(framed(last));
+  assert.ok(last.equals(await until(() => other.receive(), 'the other guest gets its frame')));
+  const { txPackets, drops } = vswitch.port('a');
+  assert.ok(drops.ringFull! > 0);
+  assert.equal(txPackets + drops.ringFull!, 2 * count + 1);
+  // It has taken some, and is waited for again.
+  while (slow.receive() !== undefined);
+  for (let i = 0; i < count; i++) peer.socket.write(framed(frame(mac(1), mac(9), 60, i)));
+  for (let i = 0; i < count; i++) {
+    const bytes = await until(() => slow.receive(), `frame ${i} comes`);
+    assert.ok(frame(mac(1), mac(9), 60, i).equals(bytes));
+  }
+  assert.equal(vswitch.port('a').drops.ringFull, drops.ringFull);
+});
+
 test('a burst in one piece arrives in order, and a peer that reads nothing holds up nobody', async (t) => {
   const path = sockets(t);
   await using vswitch = await createSwitch({
