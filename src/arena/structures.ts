@@ -51,6 +51,7 @@ const PORT = [
   'reception', 'filtered', 'bridge', 'rules',
 ] as const; // biome-ignore format: a table
 const RULES = ['ingress', 'egress', 'lock', 'isolated', 'vlans', 'drops'] as const;
+const BUCKET = ['rate', 'burst'] as const;
 const VLANS = ['pvid', 'type', 'tagged'] as const;
 const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
 const WINDOW = ['key', 'arena', 'stamp'] as const;
@@ -73,6 +74,7 @@ export type HeaderStruct = Struct<(typeof HEADER)[number]>;
 export type WorkerStruct = Struct<(typeof WORKER)[number]>;
 export type PortStruct = Struct<(typeof PORT)[number]>;
 export type RulesStruct = Struct<(typeof RULES)[number]>;
+export type BucketStruct = Struct<(typeof BUCKET)[number]>;
 export type VlansStruct = Struct<(typeof VLANS)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
 export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
@@ -98,6 +100,7 @@ export class Structures {
       worker: fields(layout, 'Worker', WORKER),
       port: fields(layout, 'Port', PORT),
       rules: fields(layout, 'Rules', RULES),
+      bucket: fields(layout, 'Bucket', BUCKET),
       vlans: fields(layout, 'Vlans', VLANS),
       region: fields(layout, 'Region', REGION),
       reception: fields(layout, 'Reception', RECEPTION),
@@ -128,6 +131,11 @@ export class Structures {
   /** A port's rules, at an offset of the arena. */
   rules(at: number): RulesStruct {
     return new Struct(this.#arena, at, this.#offsets.rules);
+  }
+
+  /** A token bucket, at an offset of the arena; its burst is in billionths of a unit. */
+  bucket(at: number): BucketStruct {
+    return new Struct(this.#arena, at, this.#offsets.bucket);
   }
 
   /** The VLANs of a port, at an offset of the arena. */

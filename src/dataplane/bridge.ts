@@ -2,6 +2,7 @@
  * A learning bridge (IEEE 802.1D, 7.8 and 7.9): decides on snapshots where the frames of a burst go, and sends
  * them there. Frames for one destination keep their order and go out as one burst.
  */
+import { forgetTime } from './clock';
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
 import { drop, DROP_SAME_PORT, header, portAt, STAGE_VLAN, Vring } from './layout';
 import { admit, fidOf, reaches, refuse, RULE_ISOLATED, rulesOf } from './rules';
@@ -22,6 +23,7 @@ export function bridge(source: Vring, count: u32): void {
   const ruled = changetype<usize>(rules) != 0 && rules.ingress != 0;
   const inVlans = ruled && (rules.ingress & STAGE_VLAN) != 0;
   forgetNotes();
+  forgetTime();
   if (ruled) admit(source, rules, count);
   let fid = fidOf(portAt(from).bridge);
   let lastSource: u64 = 0;

@@ -8,10 +8,11 @@
  */
 import { answer } from './answer';
 import { Capture, captureFrame } from './capture';
+import { nanoseconds } from './clock';
 import { copy, copyShort } from './copy';
 import { giveBack, publishDriver, reclaim, sendFrame, takeFrame, takenAt, takenLength, waiting } from './driver';
 import {
-  ANSWER, FORWARD, FORWARD_MAC, FORWARD_SWAP, Frame, FRAME_STRIDE, Generator, nanoseconds, Note, NOTE_STRIDE, RECEIVE,
+  ANSWER, FORWARD, FORWARD_MAC, FORWARD_SWAP, Frame, FRAME_STRIDE, Generator, Note, NOTE_STRIDE, RECEIVE,
   SEND, Task, TASK_STRIDE,
 } from './generator';
 import { Histogram, recordDuration } from './histogram';

@@ -128,10 +128,3 @@ export class Note {
 export const FRAME_STRIDE: usize = 40;
 export const NOTE_STRIDE: usize = 12;
 export const TASK_STRIDE: usize = (offsetof<Task>() + 63) & ~63;
-
-/** Nanoseconds of the monotonic clock; nearly a call of the system's, so asked once a burst. */
-// @ts-ignore: decorator
-@external('env', 'clock')
-declare function clock(): f64;
-
-@inline export function nanoseconds(): u64 { return <u64>clock(); }

@@ -118,6 +118,10 @@ export const Rules_isolated: usize = offsetof<L.Rules>('isolated');
 export const Rules_vlans: usize = offsetof<L.Rules>('vlans');
 export const Rules_drops: usize = offsetof<L.Rules>('drops');
 
+export const Bucket_rate: usize = offsetof<L.Bucket>('rate');
+export const Bucket_burst: usize = offsetof<L.Bucket>('burst');
+export const BUCKET_STRIDE: usize = L.BUCKET_STRIDE;
+
 export const Vlans_pvid: usize = offsetof<L.Vlans>('pvid');
 export const Vlans_type: usize = offsetof<L.Vlans>('type');
 export const Vlans_tagged: usize = offsetof<L.Vlans>('tagged');

@@ -150,6 +150,20 @@ export const STAGE_VLAN: u32 = 2;
 /** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
 export const RULE_REASONS: u32 = 32;
 
+/** A token bucket (bucket.ts). A new one is full. */
+@unmanaged
+export class Bucket {
+  /** Units (bits, packets) a second; in billionths of a unit: what it holds at most, and what it holds now. */
+  rate: u64;
+  burst: u64;
+  tokens: i64;
+  /** When it was filled last, in nanoseconds. */
+  time: u64;
+  lock: i32;
+}
+
+export const BUCKET_STRIDE: usize = (offsetof<Bucket>() + 63) & ~63;
+
 /** Which VLANs a port is in, and how (vlan.ts). */
 @unmanaged
 export class Vlans {
