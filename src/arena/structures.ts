@@ -50,7 +50,7 @@ const PORT = [
   'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'iotlb', 'addresses', 'addressLimit', 'notLearned',
   'reception', 'filtered', 'bridge', 'rules',
 ] as const; // biome-ignore format: a table
-const RULES = ['ingress', 'egress', 'lock', 'isolated', 'vlans', 'drops'] as const;
+const RULES = ['ingress', 'egress', 'lock', 'isolated', 'vlans', 'police', 'drops'] as const;
 const BUCKET = ['rate', 'burst'] as const;
 const VLANS = ['pvid', 'type', 'tagged'] as const;
 const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
@@ -136,6 +136,13 @@ export class Structures {
   /** A token bucket, at an offset of the arena; its burst is in billionths of a unit. */
   bucket(at: number): BucketStruct {
     return new Struct(this.#arena, at, this.#offsets.bucket);
+  }
+
+  /** Makes a new bucket of what passes in a second, and at once: bits or packets. */
+  fillBucket(at: number, rate: number, burst: number): void {
+    const bucket = this.bucket(at);
+    bucket.set64('rate', BigInt(Math.round(rate)));
+    bucket.set64('burst', BigInt(Math.round(burst)) * 1_000_000_000n);
   }
 
   /** The VLANs of a port, at an offset of the arena. */

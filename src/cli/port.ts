@@ -12,7 +12,9 @@ Rules for the frames of a port, which \`vireo port set\` changes while it is the
   trunk=LIST           the VLANs that come and go with tags, such as 10+20-30, or all (default)
   native=N             the VLAN of a trunk's frames without a tag
   qinq=N               all frames of a customer, whatever tags they have, go in this VLAN
-  tags=802.1q|802.1ad  the tags of a trunk: 0x8100 (default) or 0x88a8`;
+  tags=802.1q|802.1ad  the tags of a trunk: 0x8100 (default) or 0x88a8
+  rate-in=RATE         most that the guest may send, such as 100Mbit, 10kpps, or 100Mbit+10kpps
+  burst-in=BYTES       what it may send at once, such as 64KiB`;
 
 export const PORT_FORM = `
 A port is NAME=TYPE:TARGET[,key=value…]:

@@ -59,6 +59,7 @@ export const RULES_STRIDE: usize = L.RULES_STRIDE;
 export const RULE_REASONS: u32 = L.RULE_REASONS;
 export const STAGE_ISOLATION: u32 = L.STAGE_ISOLATION;
 export const STAGE_VLAN: u32 = L.STAGE_VLAN;
+export const STAGE_POLICE: u32 = L.STAGE_POLICE;
 export const NO_VLAN: u32 = L.NO_VLAN;
 export const NO_TAGS: u32 = L.NO_TAGS;
 export const MEMBERS_OFFSET: usize = L.MEMBERS_OFFSET;
@@ -116,6 +117,7 @@ export const Rules_egress: usize = offsetof<L.Rules>('egress');
 export const Rules_lock: usize = offsetof<L.Rules>('lock');
 export const Rules_isolated: usize = offsetof<L.Rules>('isolated');
 export const Rules_vlans: usize = offsetof<L.Rules>('vlans');
+export const Rules_police: usize = offsetof<L.Rules>('police');
 export const Rules_drops: usize = offsetof<L.Rules>('drops');
 
 export const Bucket_rate: usize = offsetof<L.Bucket>('rate');

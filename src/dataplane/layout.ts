@@ -141,11 +141,14 @@ export class Rules {
   vlans: usize;
   /** Frames that the rules have turned away, by reason (RULE_…): `u64[RULE_REASONS]`. */
   drops: usize;
+  /** What the guest may send (police.ts): a bucket of bits and one of packets, those of rate 0 unused; with STAGE_POLICE. */
+  police: usize;
 }
 
 /** Rules.ingress, Rules.egress: in the order in which a frame goes through them. */
 export const STAGE_ISOLATION: u32 = 1;
 export const STAGE_VLAN: u32 = 2;
+export const STAGE_POLICE: u32 = 256;
 
 /** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
 export const RULE_REASONS: u32 = 32;

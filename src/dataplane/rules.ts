@@ -8,7 +8,8 @@
  *
  * Each stage has a file of its own and a bit (STAGE_…). One that turns frames away counts them by reason.
  */
-import { Port, portAt, Rules, STAGE_ISOLATION, STAGE_VLAN, Vring } from './layout';
+import { Port, portAt, Rules, STAGE_ISOLATION, STAGE_POLICE, STAGE_VLAN, Vring } from './layout';
+import { police } from './police';
 import { listSlot } from './scratch';
 import { classify, dress } from './vlan';
 
@@ -18,6 +19,7 @@ export const RULE_VLAN_NOT_ADMITTED: u32 = 1;
 export const RULE_VLAN_NOT_MEMBER: u32 = 2;
 export const RULE_VLAN_INNER_TAG: u32 = 3;
 export const RULE_VLAN_TOO_LONG: u32 = 4;
+export const RULE_RATE_IN: u32 = 5;
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -35,6 +37,7 @@ export function refuse(rules: Rules, reason: u32, count: u64 = 1): void {
 
 /** Takes the first `count` frames of the burst through the stages for what comes from a port. */
 export function admit(source: Vring, rules: Rules, count: u32): void {
+  if (rules.ingress & STAGE_POLICE) police(rules, count);
   if (rules.ingress & STAGE_VLAN) classify(rules, portAt(source.port).bridge, count);
 }
 

@@ -4,10 +4,11 @@
  */
 import type { PortSpec } from '../switch/types.ts';
 import { isolation } from './isolation.ts';
+import { rateIn } from './rate-in.ts';
 import type { Rule } from './rule.ts';
 import { vlan } from './vlan.ts';
 
-export const RULES: readonly Rule[] = [isolation, vlan];
+export const RULES: readonly Rule[] = [isolation, vlan, rateIn];
 
 /** Fields of a port's specification that can be set anew while it is there. */
 export const RULE_FIELDS = RULES.flatMap(({ fields }) => Object.keys(fields)) as (keyof PortSpec)[];

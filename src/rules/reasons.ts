@@ -12,4 +12,5 @@ export const REASONS: readonly Reason[] = [
   { name: 'vlanNotMember', way: 'tx' },
   { name: 'vlanInnerTag', way: 'tx' },
   { name: 'vlanTooLong', way: 'tx' },
+  { name: 'rateIn', way: 'rx' },
 ];

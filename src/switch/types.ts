@@ -68,6 +68,10 @@ export interface PortSpec {
   qinq?: number;
   /** The tags of a trunk: `802.1q` (0x8100, default) or `802.1ad` (0x88a8). */
   tags?: '802.1q' | '802.1ad';
+  /** Most that the guest may send, in bits and packets a second: `100Mbit`, `10kpps`, or both as `100Mbit+10kpps`. */
+  rateIn?: string;
+  /** Bytes that it may send at once, such as `64KiB`; default: what the rate brings in 50 ms, at least 64 KiB. */
+  burstIn?: string | number;
 }
 
 /** Fields of a port to be set anew; null: back to the default. */
