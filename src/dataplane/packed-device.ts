@@ -24,8 +24,8 @@ import {
   LARGE, LOOKED_UP, MAX_FRAME, MERGEABLE, Vring,
 } from './layout';
 import {
-  frameAt, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE, pieceFrame, piecePacket,
-  pieces, sinks, SNAPSHOT_STRIDE, usedHeads, worker,
+  frameAt, LATER_STRIDE, laterWords, listSlot, MAX_PIECES, NOWHERE, Packet, PACKET_STRIDE, packetAt, Piece, PIECE_STRIDE,
+  pieceFrame, piecePacket, pieces, sinks, SNAPSHOT_STRIDE, usedHeads, worker,
 } from './scratch';
 import { cut, piece } from './segment';
 import { miss, recordPiece, recordSent } from './statistics';
@@ -291,6 +291,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   const list = listSlot(0);
   const accepts = vring.offloads;
   const refused = undone & ~accepts;
+  let later = laterWords();
   let i: u32 = 0;
   for (; i < count; i++) {
     const word = meta(vring, position);
@@ -358,9 +359,15 @@ export function fill(vring: Vring, count: u32, every: bool): void {
       result = scatteredWord;
       next = advance(vring, position, taken);
     }
-    // The first one of all stays hidden until everything behind it is written.
-    if (done == 0) firstWord = result;
-    else store<u64>(table + (<usize>(used & INDEX) << 4), result, 8);
+    // The first one of all stays hidden until everything behind it is written. The others wait for the end of the
+    // burst: a driver that looks at the first one takes its cache line, and the next ones are in that.
+    if (done == 0) {
+      firstWord = result;
+    } else {
+      store<u64>(later, result);
+      store<u32>(later, used & INDEX, 8);
+      later += LATER_STRIDE;
+    }
     position = next;
     used = next;
     done++;
@@ -368,6 +375,8 @@ export function fill(vring: Vring, count: u32, every: bool): void {
   }
   recordSent(vring, i, every, i == count);
   if (done == 0) return;
+  for (let at = laterWords(); at < later; at += LATER_STRIDE)
+    store<u64>(table + (<usize>load<u32>(at, 8) << 4), load<u64>(at), 8);
   vring.lastAvail = position;
   vring.packets += done;
   vring.bytes += bytes;

@@ -9,6 +9,7 @@
  *   +0x00_f000  the destinations of the burst
  *   +0x01_1000  the packets for one destination
  *   +0x01_2000  its packets with their rings, where it has several
+ *   +0x01_3000  used descriptors that a packed ring gets at the end of the burst
  *   +0x02_0000  a frame that the driver's side counts
  *   +0x03_2000  a datagram that is being fragmented
  *   +0x04_4000  a frame made from another one (segment.ts)
@@ -31,6 +32,7 @@ const MARKS: usize = 0xd000;
 const DESTINATIONS: usize = 0xf000;
 const LIST: usize = 0x1_1000;
 const SPREAD: usize = 0x1_2000;
+const LATER: usize = 0x1_3000;
 const FRAME: usize = 0x2_0000;
 const WHOLE: usize = 0x3_2000;
 const PIECE: usize = 0x4_4000;
@@ -97,6 +99,7 @@ export const HASH: usize = 24;
 export const PACKET_STRIDE: usize = 32;
 export const NOTE_STRIDE: usize = 32;
 export const PIECE_STRIDE: usize = 8;
+export const LATER_STRIDE: usize = 16;
 // 16 bytes of room for the virtio-net header, so that the frame itself is aligned; before that 8 for its hash, behind
 // the snapshot of the frame before.
 export const SNAPSHOT_STRIDE: usize = 16 + SNAPSHOT + 16;
@@ -139,6 +142,8 @@ export function leaveControl(before: usize): void {
 @inline export function piecePacket(): Packet { return changetype<Packet>(base + PIECE); }
 @inline export function sinks(): usize { return base + SINKS; }
 @inline export function usedHeads(): usize { return base + USED; }
+/** Second words of descriptors, and where they go: u64 and u32 each, at most one for each packet of a burst. */
+@inline export function laterWords(): usize { return base + LATER; }
 @inline export function pieces(): usize { return base + PIECES; }
 @inline export function sourceArea(): usize { return base + SOURCE_BOUNCE; }
 @inline export function sinkArea(): usize { return base + SINK_BOUNCE; }

@@ -250,10 +250,10 @@ export class PackedModelRing {
         done += length;
       }
     }
-    // All but the first of the burst lie there at once, and the next frame's buffers are read behind them.
-    for (const { position: at, id, length } of buffers) {
+    // All but the first of a frame lie there at once, and the next frame's buffers are read behind them.
+    for (const [i, { position: at, id, length }] of buffers.entries()) {
       this.#use(at, id, length, WRITE);
-      if (this.#pending.length > 1) this.#store(this.#pending.pop()!);
+      if (i > 0) this.#store(this.#pending.pop()!);
     }
     this.lastAvail = position;
     this.usedIdx = position;
