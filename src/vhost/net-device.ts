@@ -18,8 +18,6 @@ import { controlQueueIndex, executeControl } from '../virtio/control-queue.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
 import { askAnnouncement, encodeNetConfig, type NetConfig } from '../virtio/net-config.ts';
 import { maySend, takes } from '../virtio/offloads.ts';
-import * as packed from '../virtio/packed-ring.ts';
-import * as split from '../virtio/split-ring.ts';
 import type { Workers } from '../workers/workers.ts';
 import { ControlRing } from './control-ring.ts';
 import type {
@@ -40,13 +38,20 @@ import { buffersAhead, type IotlbChannel, Misses } from './iotlb-misses.ts';
 import { MemoryTable } from './memory-table.ts';
 import { ACCESS_READ, ACCESS_WRITE, type InflightLayout, type IotlbMessage, iotlb } from './messages.ts';
 import { Postcopy, type PostcopyOptions } from './postcopy.ts';
+import {
+  BROKEN,
+  closeDescriptors,
+  isOpen,
+  isRunning,
+  newQueue,
+  type Queue,
+  RUNNING,
+  STOPPED,
+  WAITING,
+} from './queue.ts';
+import { NO_ACCESS, ringError } from './ring-errors.ts';
+import { checkPackedBase, placeParts, ringParts } from './ring-parts.ts';
 import { Windows } from './windows.ts';
-
-/** Vring.state */
-const STOPPED = 0;
-const RUNNING = 1;
-const BROKEN = 2;
-const WAITING = 3;
 
 /** VIRTQ_USED_F_NO_NOTIFY (2.7.10). */
 const NO_NOTIFY = 1;
@@ -89,42 +94,6 @@ const IOMMU = 0x2_0000;
 const TOGETHER_TO_GUEST = 64;
 const TOGETHER_FROM_GUEST = 32;
 
-/** The parts of a ring by Vring field: where the front-end names them, their bytes and alignment. */
-const SPLIT_PARTS = [
-  ['desc', 'descUser', split.descLength, split.DESC_ALIGN, 'descriptor table'],
-  ['avail', 'availUser', split.availLength, split.AVAIL_ALIGN, 'available ring'],
-  ['used', 'usedUser', split.usedLength, split.USED_ALIGN, 'used ring'],
-] as const;
-const PACKED_PARTS = [
-  ['desc', 'descUser', packed.descLength, packed.DESC_ALIGN, 'descriptor ring'],
-  ['avail', 'availUser', packed.eventLength, packed.EVENT_ALIGN, "driver's event suppression structure"],
-  ['used', 'usedUser', packed.eventLength, packed.EVENT_ALIGN, "device's event suppression structure"],
-] as const;
-
-/** Vring.error: a translation that forbids what a ring does. */
-const NO_ACCESS = 18;
-
-/** A sentence for each code of src/dataplane/errors.ts; `%` is the value that was wrong. */
-const RING_ERRORS: Record<number, string> = {
-  1: 'avail.idx jumped by %, more than the ring holds',
-  2: 'head index % is not below the size of the ring',
-  3: 'next index % is not below the size of the descriptor table',
-  4: 'a descriptor chain is longer than its table of % entries (a loop?)',
-  5: 'guest address 0x% is in no region of the memory table',
-  6: 'descriptor % in a chain to transmit is device-writable',
-  7: 'descriptor % in a chain to receive into is not device-writable',
-  8: 'an indirect table of % bytes is empty, no multiple of 16 bytes, or longer than the ring',
-  9: 'descriptor % of an indirect table points to an indirect table',
-  10: 'descriptor % has both INDIRECT and NEXT',
-  11: 'descriptor % is indirect, which was not negotiated',
-  12: 'a receive buffer of % bytes has no room for the header',
-  18: 'I/O address 0x% is not mapped for what the queue does there',
-  19: 'descriptor % in a command is to be read, behind one to be written to',
-  20: 'a command of % bytes has no room for its answer',
-  21: 'a command is longer than % bytes',
-  17: 'a receive buffer is scattered over more than % pieces of memory that no window leads to',
-};
-
 export const DROP_REASONS = [
   'ringFull',
   'tooBigForBuffers',
@@ -148,24 +117,6 @@ export interface NetDeviceEvents {
 
 /** What a port says of the device itself; a front-end may have its own ideas of what it doesn't. */
 export type DeviceLimits = Pick<NetConfig, 'mac' | 'mtu' | 'speed'>;
-
-/** One vring of the device, control plane's side. */
-interface Queue {
-  readonly index: number;
-  readonly vring: VringStruct;
-  setup: VringSetup | null;
-  worker: number | null;
-  /** The sentence for Vring.error, once it was reported. */
-  error: string | null;
-  windows: Windows | null;
-  /** Room for frames that wait for a translation. */
-  held: Range | null;
-  /** With an IOMMU: its parts have been found, and it has begun. */
-  placed: boolean;
-  /** The address that it waits for, once that was asked for. */
-  missing: bigint | null;
-  launched: boolean;
-}
 
 export class NetDevice implements VhostUserDevice {
   readonly features: bigint;
@@ -272,18 +223,7 @@ export class NetDevice implements VhostUserDevice {
         vring.set('callFd', -1);
         vring.set('callQueue', -1);
         vring.set('writes', this.queues.length % 2 === 0 ? 1 : 0);
-        this.queues.push({
-          index: this.queues.length,
-          vring,
-          setup: null,
-          worker: null,
-          error: null,
-          windows: null,
-          held: null,
-          placed: false,
-          missing: null,
-          launched: false,
-        });
+        this.queues.push(newQueue(this.queues.length, vring));
       }
     }
     return this.queues[index]!;
@@ -570,7 +510,7 @@ export class NetDevice implements VhostUserDevice {
     try {
       q = this.#queue(index);
       this.#forgetTranslation(q);
-      this.#checkBase(setup);
+      if (this.packed) checkPackedBase(setup);
       q.placed = false;
       q.launched = false;
       q.vring.set('inflight', 0);
@@ -807,7 +747,7 @@ export class NetDevice implements VhostUserDevice {
   /** Does a part of the ring lie in this range of I/O addresses? */
   #lies({ setup }: Queue, iova: bigint, size: bigint): boolean {
     if (!setup) return false;
-    return this.#parts.some(([, user, length]) => {
+    return ringParts(this.packed).some(([, user, length]) => {
       const start = setup[user];
       return start < iova + size && iova < start + BigInt(length(setup.size));
     });
@@ -817,7 +757,7 @@ export class NetDevice implements VhostUserDevice {
   #find(q: Queue): boolean {
     const setup = { ...q.setup! };
     let found = true;
-    for (const [, user, length, , name] of this.#parts) {
+    for (const [, user, length, , name] of ringParts(this.packed)) {
       const place = this.#iotlb!.toUser(setup[user], length(setup.size), ACCESS_READ | ACCESS_WRITE);
       if (place && 'user' in place) {
         setup[user] = place.user;
@@ -971,31 +911,8 @@ export class NetDevice implements VhostUserDevice {
    * names the part and what is wrong with it.
    */
   #place(q: Queue, setup: VringSetup): void {
-    const { vring } = q;
-    for (const [field, user, length, align, name] of this.#parts) {
-      const address = setup[user];
-      const at = this.memory.fromUser(address, length(setup.size), `${q.index} ${field}`);
-      const where = `${name} at user address 0x${address.toString(16)}, ${length(setup.size)} bytes`;
-      if (at === undefined) throw new Error(`${where}: not inside one region of the memory table`);
-      if (address % BigInt(align) !== 0n || at % align !== 0) {
-        throw new Error(`${where}: not aligned to ${align} bytes`);
-      }
-      vring.set(field, at);
-    }
-    if (this.memory.windowed) q.windows = Windows.open(this.#arena, this.#structures, vring);
-  }
-
-  get #parts(): typeof SPLIT_PARTS | typeof PACKED_PARTS {
-    return this.packed ? PACKED_PARTS : SPLIT_PARTS;
-  }
-
-  /** Of a packed ring the base holds places in the ring. */
-  #checkBase({ base, size }: VringSetup): void {
-    if (!this.packed) return;
-    const places = [base & 0x7fff, (base >>> 16) & 0x7fff];
-    if (places.some((place) => place >= size)) {
-      throw new Error(`base 0x${base.toString(16)} is outside of a packed ring of ${size} entries`);
-    }
+    placeParts(q, setup, ringParts(this.packed), this.memory);
+    if (this.memory.windowed) q.windows = Windows.open(this.#arena, this.#structures, q.vring);
   }
 
   #readUsedIdx(vring: VringStruct): number {
@@ -1087,27 +1004,4 @@ export class NetDevice implements VhostUserDevice {
     this.memory.close();
     for (const range of [this.#flows, ...this.#tables]) this.#arena.freeTable(range);
   }
-}
-
-/** It runs, or would if it had the translations that it waits for. */
-function isRunning({ vring }: Queue): boolean {
-  const state = vring.get('state');
-  return state === RUNNING || state === WAITING;
-}
-
-function isOpen(q: Queue): boolean {
-  return isRunning(q) && q.vring.get('enabled') === 1;
-}
-
-function ringError(vring: VringStruct): string {
-  const code = vring.get('error');
-  const value = vring.get64('errorValue');
-  return (RING_ERRORS[code] ?? `error ${code}`).replace(
-    '%',
-    code === 5 || code === NO_ACCESS ? value.toString(16) : String(value),
-  );
-}
-
-function closeDescriptors(setup: VringSetup): void {
-  for (const fd of [setup.kickFd, setup.callFd, setup.errFd]) if (fd >= 0) closeFd(fd);
 }
