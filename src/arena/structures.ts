@@ -45,13 +45,28 @@ const WORKER = [
   'announceMac',
   'idleRounds',
   'busyRounds',
+  'deadline',
+  'timedCount',
 ] as const;
 const PORT = [
   'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'iotlb', 'addresses', 'addressLimit', 'notLearned',
   'reception', 'filtered', 'bridge', 'rules',
 ] as const; // biome-ignore format: a table
-const RULES = ['ingress', 'egress', 'lock', 'isolated', 'vlans', 'police', 'drops'] as const;
+const RULES = [
+  'ingress',
+  'egress',
+  'lock',
+  'isolated',
+  'vlans',
+  'police',
+  'shaper',
+  'lineOut',
+  'lineIn',
+  'drops',
+] as const;
 const BUCKET = ['rate', 'burst'] as const;
+const FIFO = ['at', 'size', 'count'] as const;
+const LINE = ['limit', 'delay', 'jitter', 'random', 'loss', 'duplicate', 'reorder', 'corrupt'] as const;
 const VLANS = ['pvid', 'type', 'tagged'] as const;
 const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
 const WINDOW = ['key', 'arena', 'stamp'] as const;
@@ -74,6 +89,8 @@ export type HeaderStruct = Struct<(typeof HEADER)[number]>;
 export type WorkerStruct = Struct<(typeof WORKER)[number]>;
 export type PortStruct = Struct<(typeof PORT)[number]>;
 export type RulesStruct = Struct<(typeof RULES)[number]>;
+export type FifoStruct = Struct<(typeof FIFO)[number]>;
+export type LineStruct = Struct<(typeof LINE)[number]>;
 export type BucketStruct = Struct<(typeof BUCKET)[number]>;
 export type VlansStruct = Struct<(typeof VLANS)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
@@ -101,6 +118,8 @@ export class Structures {
       port: fields(layout, 'Port', PORT),
       rules: fields(layout, 'Rules', RULES),
       bucket: fields(layout, 'Bucket', BUCKET),
+      fifo: fields(layout, 'Fifo', FIFO),
+      line: fields(layout, 'Line', LINE),
       vlans: fields(layout, 'Vlans', VLANS),
       region: fields(layout, 'Region', REGION),
       reception: fields(layout, 'Reception', RECEPTION),
@@ -131,6 +150,16 @@ export class Structures {
   /** A port's rules, at an offset of the arena. */
   rules(at: number): RulesStruct {
     return new Struct(this.#arena, at, this.#offsets.rules);
+  }
+
+  /** A queue of frames, at an offset of the arena. */
+  fifo(at: number): FifoStruct {
+    return new Struct(this.#arena, at, this.#offsets.fifo);
+  }
+
+  /** A direction of a link that is impaired, at an offset of the arena. */
+  line(at: number): LineStruct {
+    return new Struct(this.#arena, at, this.#offsets.line);
   }
 
   /** A token bucket, at an offset of the arena; its burst is in billionths of a unit. */

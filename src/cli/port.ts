@@ -14,7 +14,12 @@ Rules for the frames of a port, which \`vireo port set\` changes while it is the
   qinq=N               all frames of a customer, whatever tags they have, go in this VLAN
   tags=802.1q|802.1ad  the tags of a trunk: 0x8100 (default) or 0x88a8
   rate-in=RATE         most that the guest may send, such as 100Mbit, 10kpps, or 100Mbit+10kpps
-  burst-in=BYTES       what it may send at once, such as 64KiB`;
+  burst-in=BYTES       what it may send at once, such as 64KiB
+  rate-out=RATE        rate of what goes to the guest, such as 100Mbit: the rest waits, by priority
+  burst-out=, queue-out=BYTES  what goes at once, and what may wait in each of the 8 queues
+  delay-in=, delay-out=TIME    how long frames from the guest, and to it, are under way, such as 10ms;
+                       so with jitter-in= and -out=, and loss-, duplicate-, reorder-, corrupt- of a
+                       share, such as loss-out=1%; limit- frames under way; seed=N: the same each time`;
 
 export const PORT_FORM = `
 A port is NAME=TYPE:TARGET[,key=value…]:

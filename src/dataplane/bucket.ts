@@ -30,9 +30,9 @@ export function fill(bucket: Bucket, time: u64): void {
   if (time <= bucket.time) return;
   const passed = time - bucket.time;
   bucket.time = time;
-  const missing = <u64>(<i64>bucket.burst - bucket.tokens);
-  // A pause of any length only fills it: no product overflows.
-  if (passed > missing / max(bucket.rate, 1)) bucket.tokens = <i64>bucket.burst;
+  const missing = <i64>bucket.burst - bucket.tokens;
+  // A pause of any length only fills it: no product overflows. The burst may just have been set to less.
+  if (missing <= 0 || passed > <u64>missing / max(bucket.rate, 1)) bucket.tokens = <i64>bucket.burst;
   else bucket.tokens += <i64>(passed * bucket.rate);
 }
 

@@ -51,6 +51,9 @@ export let undone: u32 = 0;
 export function nothingUndone(): void {
   undone = 0;
 }
+export function leftUndone(offloads: u32): void {
+  undone = offloads;
+}
 
 function inspectAll(vring: Vring, count: u32): u32 {
   const may = vring.offloads;

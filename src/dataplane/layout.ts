@@ -85,6 +85,10 @@ export class Worker {
   /** A guest to announce (announce.ts): its port, counted from 1, and its address; 0: none. */
   announcePort: u32;
   announceMac: u64;
+  /** When the next of the frames that wait for their time may go, in nanoseconds; 0: none waits. */
+  deadline: u64;
+  /** Queues of such frames that this worker looks after (timed.ts). */
+  timedCount: u32;
   /** Rounds in which nothing came, rounds with packets. */
   idleRounds: u64;
   busyRounds: u64;
@@ -143,12 +147,19 @@ export class Rules {
   drops: usize;
   /** What the guest may send (police.ts): a bucket of bits and one of packets, those of rate 0 unused; with STAGE_POLICE. */
   police: usize;
+  /** Frames that wait for the port's rate (`Shaper`), with STAGE_SHAPE. */
+  shaper: usize;
+  /** Frames under way to the guest and from it (`Line`), with STAGE_LINE. */
+  lineOut: usize;
+  lineIn: usize;
 }
 
 /** Rules.ingress, Rules.egress: in the order in which a frame goes through them. */
 export const STAGE_ISOLATION: u32 = 1;
 export const STAGE_VLAN: u32 = 2;
 export const STAGE_POLICE: u32 = 256;
+export const STAGE_SHAPE: u32 = 512;
+export const STAGE_LINE: u32 = 1024;
 
 /** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
 export const RULE_REASONS: u32 = 32;
@@ -164,6 +175,69 @@ export class Bucket {
   time: u64;
   lock: i32;
 }
+
+/** How a Shaper and a Line begin (timed.ts). */
+@unmanaged
+export class Timed {
+  lock: i32;
+  /** The worker that sends on what waits, counted from 1; 0: nothing waits. */
+  owner: u32;
+}
+
+/** Frames that wait (fifo.ts), in `size` bytes at `at`. */
+@unmanaged
+export class Fifo {
+  at: usize;
+  size: u32;
+  /** Bytes from the room's begin. */
+  head: u32;
+  tail: u32;
+  /** Frames. */
+  count: u32;
+}
+
+export const FIFO_STRIDE: usize = 32;
+
+/** Shaping (shape.ts): a Bucket of bits and a Fifo for each class follow, the one that goes last first. */
+@unmanaged
+export class Shaper {
+  lock: i32;
+  owner: u32;
+  /** Frames in all queues. */
+  waiting: u32;
+}
+
+export const CLASSES: u32 = 8;
+export const SHAPER_BUCKET: usize = 64;
+export const SHAPER_FIFOS: usize = SHAPER_BUCKET + 64;
+export const SHAPER_STRIDE: usize = SHAPER_FIFOS + <usize>CLASSES * FIFO_STRIDE;
+
+/**
+ * Link impairment in one direction (line.ts). Two Fifos follow, of frames that are delayed and of those that are not,
+ * and a Vring that they come from.
+ */
+@unmanaged
+export class Line {
+  lock: i32;
+  owner: u32;
+  /** Most frames under way. */
+  limit: u32;
+  /** Nanoseconds. */
+  delay: u64;
+  jitter: u64;
+  /** When the newest frame arrives. */
+  last: u64;
+  /** State of the generator of numbers. */
+  random: u64;
+  /** Shares of the frames, in 2^-32. */
+  loss: u64;
+  duplicate: u64;
+  reorder: u64;
+  corrupt: u64;
+}
+
+export const LINE_FIFOS: usize = 128;
+export const LINE_VRING: usize = LINE_FIFOS + 2 * FIFO_STRIDE;
 
 export const BUCKET_STRIDE: usize = (offsetof<Bucket>() + 63) & ~63;
 
@@ -548,6 +622,7 @@ export class Transfer {
 
 /** Strides are whole cache lines, so that two workers never write to one line. */
 export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
+export const LINE_STRIDE: usize = LINE_VRING + VRING_STRIDE;
 export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
 export const RULES_STRIDE: usize = (offsetof<Rules>() + 63) & ~63;
 export const LOG_STRIDE: usize = (offsetof<Log>() + 63) & ~63;

@@ -8,9 +8,11 @@
  *
  * Each stage has a file of its own and a bit (STAGE_…). One that turns frames away counts them by reason.
  */
-import { Port, portAt, Rules, STAGE_ISOLATION, STAGE_POLICE, STAGE_VLAN, Vring } from './layout';
+import { Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_ISOLATION, STAGE_LINE, STAGE_POLICE, STAGE_SHAPE, STAGE_VLAN, Vring } from './layout';
+import { fromLine, intoLine } from './line';
 import { police } from './police';
 import { listSlot } from './scratch';
+import { shape } from './shape';
 import { classify, dress } from './vlan';
 
 /** Reasons, in the order of src/rules/reasons.ts. */
@@ -20,6 +22,11 @@ export const RULE_VLAN_NOT_MEMBER: u32 = 2;
 export const RULE_VLAN_INNER_TAG: u32 = 3;
 export const RULE_VLAN_TOO_LONG: u32 = 4;
 export const RULE_RATE_IN: u32 = 5;
+export const RULE_QUEUE_OUT: u32 = 6;
+export const RULE_LOSS_IN: u32 = 7;
+export const RULE_LOSS_OUT: u32 = 8;
+export const RULE_LIMIT_IN: u32 = 9;
+export const RULE_LIMIT_OUT: u32 = 10;
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -37,6 +44,8 @@ export function refuse(rules: Rules, reason: u32, count: u64 = 1): void {
 
 /** Takes the first `count` frames of the burst through the stages for what comes from a port. */
 export function admit(source: Vring, rules: Rules, count: u32): void {
+  // The cable comes first: what is under way is looked at when it has arrived.
+  if (rules.ingress & STAGE_LINE) fromLine(source.port, rules, count);
   if (rules.ingress & STAGE_POLICE) police(rules, count);
   if (rules.ingress & STAGE_VLAN) classify(rules, portAt(source.port).bridge, count);
 }
@@ -57,5 +66,15 @@ export function reaches(rules: Rules, to: u32): bool {
 export function depart(port: Port, rules: Rules, count: u32, every: bool): u32 {
   if (every) for (let i: u32 = 0; i < count; i++) store<u32>(listSlot(i), i);
   if (rules.egress & STAGE_VLAN) count = dress(rules, count);
+  if (rules.egress & (STAGE_SHAPE | STAGE_LINE)) count = postpone(port, rules, count);
   return count;
+}
+
+/** The stages in which frames for a port wait: for its rate, then on their way. */
+function postpone(to: Port, rules: Rules, count: u32): u32 {
+  const port = <u32>((changetype<usize>(to) - PORTS) / PORT_STRIDE);
+  if (rules.egress & STAGE_SHAPE && count != 0) count = shape(port, rules, count);
+  if (!(rules.egress & STAGE_LINE)) return count;
+  if (count != 0) intoLine(port, rules, count);
+  return 0;
 }

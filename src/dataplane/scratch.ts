@@ -22,6 +22,7 @@
  *   +0x4a_0000  those of a frame to write
  *   +0x4c_0000  where these belong
  *   +0x4d_0000  a descriptor, or some bytes of one
+ *   +0x4e_0000  queues of frames that wait for their time
  */
 import { BURST, MAX_WORKERS, SNAPSHOT, Worker, WORKER_STRIDE, WORKERS } from './layout';
 
@@ -45,6 +46,7 @@ const SOURCE_BOUNCE: usize = 0x40_0000;
 const SINK_BOUNCE: usize = 0x4a_0000;
 const BOUNCE_NOTES: usize = 0x4c_0000;
 const DESCRIPTOR: usize = 0x4d_0000;
+const TIMED: usize = 0x4e_0000;
 
 /** Bound of rings that a worker polls: 1024 ports with 128 each. */
 export const MAX_QUEUES: u32 = 0x2_0000;
@@ -149,6 +151,8 @@ export function leaveControl(before: usize): void {
 @inline export function sinkArea(): usize { return base + SINK_BOUNCE; }
 @inline export function bounceNote(index: u32): usize { return base + BOUNCE_NOTES + ((<usize>index) << 4); }
 @inline export function descriptorScratch(): usize { return base + DESCRIPTOR; }
+/** A port and which of its queues (timed.ts). */
+@inline export function timedSlot(index: u32): usize { return base + TIMED + ((<usize>index) << 2); }
 /** Offsets for the control plane. */
 export const QUEUES_OFFSET: usize = QUEUES;
 export const CALLS_OFFSET: usize = CALLS;

@@ -25,6 +25,12 @@ export function deliver(port: Port, count: u32, every: bool): void {
       every = false;
     }
   }
+  hand(port, count, every);
+}
+
+/** The same for frames that have been through the port's rules. */
+@inline
+export function hand(port: Port, count: u32, every: bool): void {
   const reception = port.reception;
   if (reception != 0) deliverWanted(port, changetype<Reception>(reception), count, every);
   else if (port.pairs < 2) transmit(changetype<Vring>(port.ring), count, every);

@@ -13,4 +13,9 @@ export const REASONS: readonly Reason[] = [
   { name: 'vlanInnerTag', way: 'tx' },
   { name: 'vlanTooLong', way: 'tx' },
   { name: 'rateIn', way: 'rx' },
+  { name: 'queueOut', way: 'tx' },
+  { name: 'lossIn', way: 'rx' },
+  { name: 'lossOut', way: 'tx' },
+  { name: 'limitIn', way: 'rx' },
+  { name: 'limitOut', way: 'tx' },
 ];

@@ -72,6 +72,32 @@ export interface PortSpec {
   rateIn?: string;
   /** Bytes that it may send at once, such as `64KiB`; default: what the rate brings in 50 ms, at least 64 KiB. */
   burstIn?: string | number;
+  /** Rate of what goes to the guest, such as `100Mbit`: what is beyond waits, by priority. */
+  rateOut?: string;
+  /** Bytes that go at once, such as `64KiB`; default: what the rate brings in 1 ms, at least 16 KiB. */
+  burstOut?: string | number;
+  /** Bytes that may wait in each of the 8 queues, 128KiB to 4MiB; default 256 KiB. */
+  queueOut?: string | number;
+  /** How long frames are under way from the guest and to it, such as `10ms`; default 0. */
+  delayIn?: string;
+  delayOut?: string;
+  /** Up to how much shorter or longer, such as `1ms`. */
+  jitterIn?: string;
+  jitterOut?: string;
+  /** The share of frames, such as `1%`, that is lost, comes twice, doesn't wait for the delay, has a bit flipped. */
+  lossIn?: string;
+  lossOut?: string;
+  duplicateIn?: string;
+  duplicateOut?: string;
+  reorderIn?: string;
+  reorderOut?: string;
+  corruptIn?: string;
+  corruptOut?: string;
+  /** Most frames under way, 1 to 8192; default 1000. */
+  limitIn?: number;
+  limitOut?: number;
+  /** Makes a run of losses and the like that can be repeated: 0 to 4294967295; default: drawn. */
+  seed?: number;
 }
 
 /** Fields of a port to be set anew; null: back to the default. */

@@ -1,6 +1,6 @@
 /** epoll, called synchronously: how a worker thread sleeps. The main thread uses a Poller (poller.ts). */
 import { check, SystemError } from './errors.ts';
-import { errnoByName, lastErrno, libc, pinned } from './libc.ts';
+import { epollPwait2, errnoByName, lastErrno, libc, pinned } from './libc.ts';
 
 export const EPOLLIN = 0x001;
 export const EPOLLOUT = 0x004;
@@ -52,6 +52,26 @@ export function epollWait(epollFd: number, timeoutMs: number, into: EpollEvents 
   const errno = lastErrno();
   if (errno === errnoByName.EINTR) return 0;
   throw new SystemError('epoll_wait', errno, String(epollFd));
+}
+
+/** `struct timespec` of the sleep. */
+const timespec = pinned(16);
+let hasNanoseconds = true;
+
+/** The same for at most `timeoutNs` nanoseconds; without epoll_pwait2 (Linux 5.11) for whole milliseconds less. */
+export function epollWaitNs(epollFd: number, timeoutNs: number): number {
+  if (!hasNanoseconds) return epollWait(epollFd, Math.floor(timeoutNs / 1e6));
+  timespec.writeBigInt64LE(BigInt(Math.floor(timeoutNs / 1e9)), 0);
+  timespec.writeBigInt64LE(BigInt(Math.floor(timeoutNs % 1e9)), 8);
+  const ready = epollPwait2(epollFd, scratch.bytes, scratch.capacity, timespec);
+  if (ready !== -1) return ready;
+  const errno = lastErrno();
+  if (errno === errnoByName.EINTR) return 0;
+  // What a container's seccomp filter doesn't know it forbids, too.
+  if (errno !== errnoByName.ENOSYS && errno !== errnoByName.EPERM)
+    throw new SystemError('epoll_pwait2', errno, String(epollFd));
+  hasNanoseconds = false;
+  return epollWaitNs(epollFd, timeoutNs);
 }
 
 /**

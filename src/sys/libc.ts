@@ -233,6 +233,18 @@ function declareAio([setup, destroy, submit, collect]: readonly [number, number,
 /** Linux's asynchronous operations, which the C library has no functions for; undefined on other machines. */
 export const aio = AIO[process.arch] && declareAio(AIO[process.arch]!);
 
+/** The number of epoll_pwait2 on every machine that has it. */
+const EPOLL_PWAIT2 = 441;
+
+/** epoll_pwait2(2), which older C libraries have no function for; -1 with ENOSYS where the kernel has none. */
+export const epollPwait2: (epollFd: number, events: Pointer, maximum: number, timeout: Pointer) => number =
+  (() => {
+    const parameters = ['long', 'int', 'void *', 'int', 'void *', 'void *', 'size_t'];
+    const call = library.func('syscall', 'long', parameters);
+    return (epollFd, events, maximum, timeout) =>
+      call(EPOLL_PWAIT2, epollFd, events, maximum, timeout, null, 0);
+  })();
+
 /** The number of userfaultfd, by Node's name of the machine. */
 const USERFAULTFD: Readonly<Record<string, number>> = { x64: 323, arm64: 282 };
 

@@ -3,11 +3,12 @@
  *
  * It talks with the control plane through the arena alone (what to poll, when to stop) and is woken by an eventfd
  * in its epoll set; it never returns to its own event loop. Adaptive: after SPIN milliseconds without a packet it
- * asks the guests for kicks, looks once more, and sleeps until a kick, a wake-up or SLEEP milliseconds.
+ * asks the guests for kicks, looks once more, and sleeps until a kick, a wake-up, the
+ * time of a frame that waits for it, or SLEEP.
  */
 import { parentPort, workerData } from 'node:worker_threads';
-import { constant, fields, instantiateDataplane } from '../arena/dataplane.ts';
-import { epollWait, Notifier, setAffinity, threadId } from '../sys/index.ts';
+import { clock, constant, fields, instantiateDataplane } from '../arena/dataplane.ts';
+import { epollWaitNs, Notifier, setAffinity, threadId } from '../sys/index.ts';
 
 export interface WorkerSetup {
   index: number;
@@ -25,8 +26,10 @@ export type WorkerMessage = { kind: 'ready'; tid: number } | { kind: 'broken' };
 
 /** Milliseconds without a packet after which a worker sleeps. */
 const SPIN = 0.2;
-/** Bound of a sleep in milliseconds, so that no lost wake-up is for ever. */
-const SLEEP = 1000;
+/** Bound of a sleep in nanoseconds, so that no lost wake-up is for ever. */
+const SLEEP = 1e9;
+/** A frame that waits for its time: nanoseconds before that at which a worker is awake, since waking takes time. */
+const EARLY = 150_000;
 /** Vring.callRound of a ring that is in no list of calls. */
 const NO_ROUND = 0xffff_ffff;
 /** Rounds between two looks at the clock. */
@@ -35,12 +38,14 @@ const ROUNDS = 64;
 function run(setup: WorkerSetup): void {
   const { functions, layout } = instantiateDataplane(setup.module, setup.memory);
   const u32 = new Uint32Array(setup.memory.buffer);
+  const u64 = new BigUint64Array(setup.memory.buffer);
   const i32 = new Int32Array(setup.memory.buffer);
   const at = constant(layout, 'WORKERS') + setup.index * constant(layout, 'WORKER_STRIDE');
-  const worker = fields(layout, 'Worker', ['stop', 'callCount', 'brokenCount']);
+  const worker = fields(layout, 'Worker', ['stop', 'callCount', 'brokenCount', 'deadline']);
   const vring = fields(layout, 'Vring', ['callFd', 'callRound', 'callQueue']);
   const stop = (at + worker.stop) >>> 2;
   const callCount = (at + worker.callCount) >>> 2;
+  const deadline = (at + worker.deadline) >>> 3;
   const brokenCount = (at + worker.brokenCount) >>> 2;
   const calls = (at + constant(layout, 'CALLS_OFFSET')) >>> 2;
 
@@ -78,13 +83,16 @@ function run(setup: WorkerSetup): void {
     const now = performance.now();
     if (idleSince === 0) idleSince = now;
     if (now - idleSince < SPIN) continue;
+    let longest = SLEEP;
+    if (u64[deadline] !== 0n) longest = Math.min(SLEEP, Number(u64[deadline]!) - EARLY - clock());
+    if (longest <= 0) continue;
     idleSince = 0;
     if (functions.armAll()) {
       functions.disarmAll();
       continue;
     }
     functions.sleep();
-    epollWait(setup.epollFd, SLEEP);
+    epollWaitNs(setup.epollFd, longest);
     functions.wake();
     functions.disarmAll();
   }
