@@ -4,20 +4,26 @@
  */
 import { forgetTime } from './clock';
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
-import { drop, DROP_SAME_PORT, header, portAt, STAGE_VLAN, Vring } from './layout';
-import { admit, fidOf, reaches, refuse, RULE_ISOLATED, rulesOf } from './rules';
+import { drop, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_VLAN, Vring } from './layout';
+import { admit, fidOf, reaches, RULE_ISOLATED, rulesOf, turnAway } from './rules';
 import {
   destinationSlot, FLOOD, frameAt, listSlot, markSlot, noteAt, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
 } from './scratch';
 import { deliver } from './spread';
 import { recordCasts } from './statistics';
 import { forgetNotes } from './vlan';
+import { explainIn, REASON_DROP, showWatched } from './watch';
 
 /** The group bit of an address, as loaded little-endian. */
 const GROUP: u64 = 1;
 
 /** Switches the first `count` frames of this worker's burst, which came from `source`. */
 export function bridge(source: Vring, count: u32): void {
+  forward(source, count);
+  showWatched();
+}
+
+function forward(source: Vring, count: u32): void {
   const from = source.port;
   const rules = rulesOf(from);
   const ruled = changetype<usize>(rules) != 0 && rules.ingress != 0;
@@ -62,9 +68,10 @@ export function bridge(source: Vring, count: u32): void {
     if (lastPort == from) {
       packet.destination = NOWHERE;
       drop(source, DROP_SAME_PORT);
+      if (ruled && rules.ingress & STAGE_CAPTURE) explainIn(rules, i, REASON_DROP + DROP_SAME_PORT);
       uniform = false;
     } else if (lastPort == NOWHERE) {
-      refuse(rules, RULE_ISOLATED);
+      turnAway(rules, i, RULE_ISOLATED);
       uniform = false;
     } else if (only == NO_PORT) {
       only = lastPort;

@@ -1,7 +1,7 @@
 /**
- * Captured frames on their way to a file: a ring of bytes, which holds records of a pcap file with nanoseconds one
- * behind the other. The data plane writes, the control side empties it into the file. A frame that finds no room is
- * counted and left out.
+ * Captured frames on their way out: a ring of bytes, which the data plane fills and the control plane empties. The
+ * generator's holds records of a pcap file with nanoseconds one behind the other; what those of a switch hold is in
+ * watch.ts. A frame that finds no room is counted and left out.
  */
 
 @unmanaged
@@ -12,11 +12,15 @@ export class Capture {
   /** Bytes written and taken in all, modulo 2^32. */
   written: u32;
   taken: u32;
+  /** Bytes written in all, with those of the burst in work, which aren't shown yet (watch.ts). */
+  pending: u32;
   /** What to add to the monotonic clock to make it nanoseconds since 1970. */
   epoch: u64;
   frames: u64;
   lost: u64;
 }
+
+export const CAPTURE_STRIDE: usize = (offsetof<Capture>() + 63) & ~63;
 
 const RECORD_HEADER: u32 = 16;
 const SECOND: u64 = 1_000_000_000;
@@ -34,10 +38,7 @@ export function captureFrame(capture: Capture, frame: usize, length: u32, now: u
   word(capture, written + 4, <u32>(time % SECOND));
   word(capture, written + 8, length);
   word(capture, written + 12, length);
-  const offset = (written + RECORD_HEADER) & (capture.size - 1);
-  const first = min(length, capture.size - offset);
-  memory.copy(capture.at + offset, frame, first);
-  memory.copy(capture.at, frame + first, length - first);
+  putBytes(capture, written + RECORD_HEADER, frame, length);
   capture.frames += 1;
   atomic.store<u32>(changetype<usize>(capture) + offsetof<Capture>('written'), written + RECORD_HEADER + length);
 }
@@ -45,4 +46,18 @@ export function captureFrame(capture: Capture, frame: usize, length: u32, now: u
 function word(capture: Capture, offset: u32, value: u32): void {
   const mask = capture.size - 1;
   for (let i: u32 = 0; i < 4; i++, value >>= 8) store<u8>(capture.at + ((offset + i) & mask), <u8>value);
+}
+
+/** Writes bytes, around the ring's end where they reach it. */
+export function putBytes(capture: Capture, at: u32, from: usize, length: u32): void {
+  const offset = at & (capture.size - 1);
+  const first = min(length, capture.size - offset);
+  memory.copy(capture.at + offset, from, first);
+  if (first < length) memory.copy(capture.at, from + first, length - first);
+}
+
+/** Writes 32 bits at a multiple of 4. */
+@inline
+export function putWord(capture: Capture, at: u32, value: u32): void {
+  store<u32>(capture.at + (at & (capture.size - 1)), value);
 }

@@ -17,6 +17,7 @@ import * as packed from './packed-device';
 import { NOWHERE, packetAt } from './scratch';
 import * as split from './split-device';
 import { forgetReceived } from './statistics';
+import { explainOut, watching } from './watch';
 import { beginBurst } from './windows';
 
 /** Takes frames from the ring into this worker's burst; returns how many. */
@@ -67,7 +68,10 @@ export function transmit(vring: Vring, count: u32, every: bool): void {
   // Under the lock: another worker may just have broken it, and the drops are counted by all of them.
   if (vring.enabled && (vring.state == WAITING || holds(vring))) leave(vring, 0, count, every);
   else if (vring.enabled && vring.state == RUNNING) fill(vring, count, every);
-  else drop(vring, DROP_NO_GUEST, count);
+  else {
+    drop(vring, DROP_NO_GUEST, count);
+    if (watching != 0) explainOut(0, count, every, DROP_NO_GUEST);
+  }
   if (shared) release(lock);
 }
 

@@ -175,3 +175,18 @@ function spread(list: usize, from: usize, skip: u32, length: u32): void {
     length -= part;
   }
 }
+
+/** Copies `length` bytes of a frame from byte `from` on: what the snapshot has from there, the rest from the guest. */
+export function bytesOf(to: usize, packet: Packet, frame: usize, from: u32, length: u32): void {
+  if (from < SNAPSHOT) {
+    const part = min(length, SNAPSHOT - from);
+    copy(to, frame + from, part);
+    to += part;
+    from += part;
+    length -= part;
+  }
+  if (length == 0) return;
+  const skip = worker().skip + from;
+  if (packet.single) copy(to, packet.at + skip, length);
+  else gather(to, packet.pieces, skip, length);
+}

@@ -152,6 +152,26 @@ export class Rules {
   /** Frames under way to the guest and from it (`Line`), with STAGE_LINE. */
   lineOut: usize;
   lineIn: usize;
+  /** Captures that look at the port: how many (u32), 4 bytes of padding, and the address of each `Watch` (u32). */
+  watches: usize;
+}
+
+/** What a capture wants of a port's frames (watch.ts). */
+@unmanaged
+export class Watch {
+  /** The capture's rings, one a worker: `Capture[]`. */
+  rings: usize;
+  /** Program that chooses frames (packet-filter.ts); 0: all. */
+  filter: usize;
+  /** Bytes of a frame that are kept. */
+  snaplen: u32;
+  /** The capture's number for the port. */
+  number: u32;
+  /** WAY_IN, WAY_OUT. */
+  ways: u32;
+  pad: u32;
+  /** Frames that found no room. */
+  lost: u64;
 }
 
 /** Rules.ingress, Rules.egress: in the order in which a frame goes through them. */
@@ -160,6 +180,8 @@ export const STAGE_VLAN: u32 = 2;
 export const STAGE_POLICE: u32 = 256;
 export const STAGE_SHAPE: u32 = 512;
 export const STAGE_LINE: u32 = 1024;
+/** Of frames from the port the first stage, of frames to it the last. */
+export const STAGE_CAPTURE: u32 = 0x8000_0000;
 
 /** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
 export const RULE_REASONS: u32 = 32;

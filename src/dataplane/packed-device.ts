@@ -29,6 +29,7 @@ import {
 } from './scratch';
 import { cut, piece } from './segment';
 import { miss, recordPiece, recordSent } from './statistics';
+import { explainOut, watching } from './watch';
 import { beginBurst, canBounce, flushBounced } from './windows';
 
 /** Descriptor flags (2.8.1). */
@@ -297,6 +298,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     const word = meta(vring, position);
     if (!available(word, position)) {
       drop(vring, DROP_RING_FULL, count - i);
+      if (watching != 0) explainOut(i, count, every, DROP_RING_FULL);
       break;
     }
     const which = every ? i : load<u32>(list + ((<usize>i) << 2));
@@ -311,6 +313,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
       for (; p < parts && taken != BAD; p++) {
         piece(p);
         taken = scatter(vring, position, used, piecePacket(), pieceFrame());
+        if (taken == 0 && watching != 0) explainOut(i, i + 1, every, missing);
         if (taken <= 0) continue;
         if (done == 0) firstWord = scatteredWord;
         else store<u64>(table + (<usize>(used & INDEX) << 4), scatteredWord, 8);
@@ -354,6 +357,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
       regionArena = vring.cacheArena;
       if (taken == 0) {
         miss(packet, frame);
+        if (watching != 0) explainOut(i, i + 1, every, missing);
         continue;
       }
       result = scatteredWord;
@@ -401,6 +405,9 @@ function lookAhead(vring: Vring): void {
 /** The used descriptor of the first buffer that scatter() filled. */
 let scatteredWord: u64 = 0;
 
+/** Why scatter() has dropped the frame. */
+let missing: u32 = 0;
+
 /**
  * The general case: a frame over several descriptors, an indirect table, several regions or, with mergeable
  * buffers (5.1.6.4), several buffers. Returns the descriptors taken: 0 when the frame was dropped, BAD when the
@@ -418,11 +425,13 @@ function scatter(vring: Vring, position: u32, used: u32, packet: Packet, frame: 
   clearPieces();
   while (total < need) {
     if (buffers > 0 && !(vring.flags & MERGEABLE)) {
+      missing = DROP_TOO_BIG;
       drop(vring, DROP_TOO_BIG);
       return 0;
     }
     const word = meta(vring, position);
     if (taken >= vring.size || walkedEnough() || !available(word, position)) {
+      missing = DROP_RING_FULL;
       drop(vring, DROP_RING_FULL);
       return 0;
     }

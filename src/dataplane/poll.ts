@@ -10,6 +10,7 @@ import { bridge } from './bridge';
 import { BURST, drop, DROP_DISABLED, header, MAX_PORTS, PATIENT, RUNNING, SLEEPING, Vring, Worker } from './layout';
 import { MAX_CALLS, queueSlot, useWorker, worker } from './scratch';
 import { releaseDue } from './timed';
+import { showWatched } from './watch';
 import { arm, complete, disarm, putBack, receive } from './device';
 import { fitting } from './patience';
 
@@ -46,7 +47,11 @@ function round(): u32 {
   const count = self.queueCount;
   self.round = (self.round & 0xff00_0000) | ((self.round + 1) & 0x00ff_ffff);
   if (atomic.load<u32>(changetype<usize>(self) + offsetof<Worker>('announcePort')) != 0) announce();
-  let packets: u32 = self.timedCount != 0 ? releaseDue() : 0;
+  let packets: u32 = 0;
+  if (self.timedCount != 0) {
+    packets = releaseDue();
+    showWatched();
+  }
   let at = self.cursor < count ? self.cursor : 0;
   for (let i: u32 = 0; i < count; i++) {
     const vring = changetype<Vring>(load<u32>(queueSlot(at)));

@@ -8,12 +8,15 @@
  *
  * Each stage has a file of its own and a bit (STAGE_…). One that turns frames away counts them by reason.
  */
-import { Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_ISOLATION, STAGE_LINE, STAGE_POLICE, STAGE_SHAPE, STAGE_VLAN, Vring } from './layout';
+import {
+  Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_CAPTURE, STAGE_ISOLATION, STAGE_LINE, STAGE_POLICE, STAGE_SHAPE, STAGE_VLAN, Vring,
+} from './layout';
 import { fromLine, intoLine } from './line';
 import { police } from './police';
-import { listSlot } from './scratch';
+import { listSlot, NOWHERE, packetAt } from './scratch';
 import { shape } from './shape';
 import { classify, dress } from './vlan';
+import { explainIn, watchIn, watchRefused } from './watch';
 
 /** Reasons, in the order of src/rules/reasons.ts. */
 export const RULE_ISOLATED: u32 = 0;
@@ -42,10 +45,24 @@ export function refuse(rules: Rules, reason: u32, count: u64 = 1): void {
   atomic.add<u64>(rules.drops + (<usize>reason << 3), count);
 }
 
+/** Turns a frame of the burst away that came from the port with these rules. */
+export function turnAway(rules: Rules, which: u32, reason: u32): void {
+  packetAt(which).destination = NOWHERE;
+  refuse(rules, reason);
+  if (rules.ingress & STAGE_CAPTURE) explainIn(rules, which, reason + 1);
+}
+
+/** The same for a frame that was to go to the port: the stage leaves it out of the worker's list. */
+export function withhold(rules: Rules, which: u32, reason: u32): void {
+  refuse(rules, reason);
+  if (rules.egress & STAGE_CAPTURE) watchRefused(rules, which, reason + 1);
+}
+
 /** Takes the first `count` frames of the burst through the stages for what comes from a port. */
 export function admit(source: Vring, rules: Rules, count: u32): void {
   // The cable comes first: what is under way is looked at when it has arrived.
   if (rules.ingress & STAGE_LINE) fromLine(source.port, rules, count);
+  if (rules.ingress & STAGE_CAPTURE) watchIn(rules, count);
   if (rules.ingress & STAGE_POLICE) police(rules, count);
   if (rules.ingress & STAGE_VLAN) classify(rules, portAt(source.port).bridge, count);
 }

@@ -10,6 +10,7 @@
  *   +0x01_1000  the packets for one destination
  *   +0x01_2000  its packets with their rings, where it has several
  *   +0x01_3000  used descriptors that a packed ring gets at the end of the burst
+ *   +0x01_4000  where captures have the records of its packets, and rings with records
  *   +0x02_0000  a frame that the driver's side counts
  *   +0x03_2000  a datagram that is being fragmented
  *   +0x04_4000  a frame made from another one (segment.ts)
@@ -34,6 +35,8 @@ const DESTINATIONS: usize = 0xf000;
 const LIST: usize = 0x1_1000;
 const SPREAD: usize = 0x1_2000;
 const LATER: usize = 0x1_3000;
+const RECORDS: usize = 0x1_4000;
+const WATCHED: usize = 0x1_5000;
 const FRAME: usize = 0x2_0000;
 const WHOLE: usize = 0x3_2000;
 const PIECE: usize = 0x4_4000;
@@ -92,6 +95,9 @@ export class Piece {
   length: u32;
 }
 
+/** Captures that a switch may have at a time. */
+export const MAX_CAPTURES: u32 = 8;
+
 export const FLOOD: u32 = 0xffff_fffe;
 export const NOWHERE: u32 = 0xffff_ffff;
 
@@ -135,6 +141,11 @@ export function leaveControl(before: usize): void {
 @inline export function listSlot(index: u32): usize { return base + LIST + ((<usize>index) << 2); }
 /** Number of a packet, and the ring that it goes to: u32 each. */
 @inline export function spreadSlot(index: u32): usize { return base + SPREAD + ((<usize>index) << 3); }
+/** Where a capture's ring has the record of a frame that came (way 0) or goes out (way 1). */
+@inline export function recordSlot(way: u32, capture: u32, index: u32): usize {
+  return base + RECORDS + ((<usize>(way * MAX_CAPTURES + capture) * BURST + index) << 2);
+}
+@inline export function watchedSlot(index: u32): usize { return base + WATCHED + ((<usize>index) << 2); }
 @inline export function frameScratch(): usize { return base + FRAME; }
 /** An answer that is being written, behind room for its virtio-net header: pieceFrame() has no other use then. */
 @inline export function answerScratch(): usize { return base + PIECE + 64; }

@@ -7,9 +7,9 @@
  * is sent. The frame that was made looks like one of the burst: `piecePacket()` and `pieceFrame()`.
  */
 import { add, addWord, finish } from './checksum';
-import { gather } from './chain';
 import { copy } from './copy';
-import { OFFLOAD_CSUM, OFFLOAD_UFO, SNAPSHOT } from './layout';
+import { bytesOf } from './frames';
+import { OFFLOAD_CSUM, OFFLOAD_UFO } from './layout';
 import { headersLength, NEEDS_CSUM, network, parse, protocol, TCP, transport, UDP, version, writeHeader } from './offload';
 import { HASH, Packet, pieceFrame, piecePacket, wholeFrame, worker } from './scratch';
 
@@ -70,19 +70,10 @@ export function piece(index: u32): void {
   packet.at = pieceFrame() - worker().skip;
 }
 
-/** Copies bytes of the source's frame: what the snapshot has from the snapshot, the rest from the guest. */
+/** Copies bytes of the source's frame. */
+@inline
 function take(to: usize, from: u32, length: u32): void {
-  if (from < SNAPSHOT) {
-    const part = min(length, SNAPSHOT - from);
-    copy(to, sourceFrame + from, part);
-    to += part;
-    from += part;
-    length -= part;
-  }
-  if (length == 0) return;
-  const skip = worker().skip + from;
-  if (source.single) copy(to, source.at + skip, length);
-  else gather(to, source.pieces, skip, length);
+  bytesOf(to, source, sourceFrame, from, length);
 }
 
 /** A frame of its own whose checksum is complete. */
@@ -99,6 +90,21 @@ function completeAt(frame: usize, length: u32): void {
   const start = <u32>load<u16>(sourceFrame - 6);
   const offset = <u32>load<u16>(sourceFrame - 4);
   store<u16>(frame + start + offset, finish(add(0, frame + start, length - start)));
+}
+
+/**
+ * Completes the checksum in a whole copy of a frame that has left it undone. Of a frame to be cut the field has the
+ * sum for its pieces: the copy gets that of the frame as it is.
+ */
+export function completeCopy(copied: usize, packet: Packet, frame: usize): void {
+  const start = <u32>load<u16>(frame - 6);
+  const field = copied + start + <u32>load<u16>(frame - 4);
+  const length = packet.length - start;
+  if (packet.offload != OFFLOAD_CSUM) {
+    parse(frame, packet.length);
+    store<u16>(field, <u16>pseudoHeader(copied, length));
+  }
+  store<u16>(field, finish(add(0, copied + start, length)));
 }
 
 /** The datagram that is fragmented: its checksum spans all fragments. */

@@ -11,7 +11,7 @@ import { beginPopped, lengthOf, pop, push } from './fifo';
 import { Bucket, BURST, CLASSES, Fifo, FIFO_STRIDE, portAt, Rules, Shaper, SHAPER_BUCKET, SHAPER_FIFOS, STAGE_LINE, Timed } from './layout';
 import { intoLine } from './line';
 import { priorityOf, rankOf } from './priority';
-import { refuse, RULE_QUEUE_OUT } from './rules';
+import { RULE_QUEUE_OUT, withhold } from './rules';
 import { frameAt, listSlot, packetAt } from './scratch';
 import { hand } from './spread';
 import { countReleased, DONE, isOwner, lock, SHAPED, unlock, waits } from './timed';
@@ -26,7 +26,6 @@ export function shape(port: u32, rules: Rules, count: u32): u32 {
   const shaper = changetype<Shaper>(rules.shaper);
   const timed = changetype<Timed>(rules.shaper);
   let passed: u32 = 0;
-  let full: u32 = 0;
   lock(timed);
   const bucket = bucketOf(shaper);
   fill(bucket, now());
@@ -39,14 +38,13 @@ export function shape(port: u32, rules: Rules, count: u32): u32 {
     }
     const fifo = fifoOf(shaper, rankOf(priorityOf(frameAt(which), packet.length)));
     if (push(fifo, packet, frameAt(which), packet.offload, 0) == 0) {
-      full++;
+      withhold(rules, which, RULE_QUEUE_OUT);
     } else {
       shaper.waiting += 1;
       waits(timed, port, SHAPED);
     }
   }
   unlock(timed);
-  if (full != 0) refuse(rules, RULE_QUEUE_OUT, full);
   return passed;
 }
 

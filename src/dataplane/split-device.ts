@@ -20,6 +20,7 @@ import {
 } from './scratch';
 import { cut, piece } from './segment';
 import { miss, recordPiece, recordSent } from './statistics';
+import { explainOut, watching } from './watch';
 import { beginBurst, canBounce, flushBounced } from './windows';
 
 /** used.flags: the driver need not notify (2.7.8). avail.flags: the device need not interrupt (2.7.7). */
@@ -187,6 +188,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
     if (free == 0) free = (availIdx(vring) - last) & 0xffff;
     if (free == 0) {
       drop(vring, DROP_RING_FULL, count - i);
+      if (watching != 0) explainOut(i, count, every, DROP_RING_FULL);
       break;
     }
     const head = <u32>load<u16>(ring + (<usize>(last & mask) << 1));
@@ -209,6 +211,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
         piece(p);
         free = min((availIdx(vring) - last) & 0xffff, size);
         taken = scatter(vring, last, index, free, piecePacket(), pieceFrame());
+        if (taken == 0 && watching != 0) explainOut(i, i + 1, every, missing);
         if (taken <= 0) continue;
         index += taken;
         last += taken;
@@ -261,6 +264,7 @@ export function fill(vring: Vring, count: u32, every: bool): void {
       bytes += length;
     } else {
       miss(packet, frame);
+      if (watching != 0) explainOut(i, i + 1, every, missing);
     }
   }
   recordSent(vring, i, every, i == count);
@@ -284,6 +288,9 @@ function lookAhead(vring: Vring): void {
 
 const WRITE_AND_TABLE: u64 = WRITE | INDIRECT_TABLE;
 
+/** Why scatter() has dropped the frame. */
+let missing: u32 = 0;
+
 /**
  * The general case: a frame over several descriptors, an indirect table, several regions or, with mergeable
  * buffers (5.1.6.4), several chains. Returns the chains taken: 0 when the frame was dropped, BAD when the ring
@@ -299,10 +306,12 @@ function scatter(vring: Vring, last: u32, index: u32, free: u32, packet: Packet,
   if (vring.flags & LOOKED_UP) beginBurst(vring);
   while (total < need) {
     if (chains > 0 && !(vring.flags & MERGEABLE)) {
+      missing = DROP_TOO_BIG;
       drop(vring, DROP_TOO_BIG);
       return 0;
     }
     if (chains == free || walkedEnough()) {
+      missing = DROP_RING_FULL;
       drop(vring, DROP_RING_FULL);
       return 0;
     }

@@ -8,11 +8,12 @@
  */
 import { transmit } from './device';
 import { flowHash } from './flow';
-import { FLOWS, Port, Reception, Rules, Vring } from './layout';
+import { FLOWS, Port, Reception, Rules, STAGE_CAPTURE, Vring } from './layout';
 import { passes } from './receive-filter';
 import { depart } from './rules';
 import { frameAt, HASH, listSlot, packetAt, spreadSlot } from './scratch';
 import { hashFrame } from './toeplitz';
+import { endWatch, watchOut } from './watch';
 
 /** Sends frames of the burst to the guest of a port: all of them (`every`), or those named by the worker's list. */
 @inline
@@ -31,6 +32,18 @@ export function deliver(port: Port, count: u32, every: bool): void {
 /** The same for frames that have been through the port's rules. */
 @inline
 export function hand(port: Port, count: u32, every: bool): void {
+  if (port.rules != 0 && changetype<Rules>(port.rules).egress & STAGE_CAPTURE) handWatched(port, count, every);
+  else handOver(port, count, every);
+}
+
+function handWatched(port: Port, count: u32, every: bool): void {
+  watchOut(changetype<Rules>(port.rules), count, every);
+  handOver(port, count, every);
+  endWatch();
+}
+
+@inline
+function handOver(port: Port, count: u32, every: bool): void {
   const reception = port.reception;
   if (reception != 0) deliverWanted(port, changetype<Reception>(reception), count, every);
   else if (port.pairs < 2) transmit(changetype<Vring>(port.ring), count, every);

@@ -14,7 +14,9 @@
  */
 import { gather } from './chain';
 import { DECIDED, MAX_FRAME, MEMBERS_OFFSET, Rules, Vlans } from './layout';
-import { refuse, RULE_VLAN_INNER_TAG, RULE_VLAN_NOT_ADMITTED, RULE_VLAN_NOT_MEMBER, RULE_VLAN_TOO_LONG, VLAN_BITS } from './rules';
+import {
+  RULE_VLAN_INNER_TAG, RULE_VLAN_NOT_ADMITTED, RULE_VLAN_NOT_MEMBER, RULE_VLAN_TOO_LONG, turnAway, VLAN_BITS, withhold,
+} from './rules';
 import { FLOOD, frameAt, listSlot, NOWHERE, Note, noteAt, Packet, packetAt, Piece, PIECE_STRIDE, worker } from './scratch';
 
 const TAG: u32 = 4;
@@ -60,8 +62,7 @@ export function classify(rules: Rules, bridge: u32, count: u32): void {
     }
     // No port is a member of VLAN 4095, which is reserved (9.6).
     if (!isMember(vlans, vid)) {
-      packet.destination = NOWHERE;
-      refuse(rules, RULE_VLAN_NOT_ADMITTED);
+      turnAway(rules, i, RULE_VLAN_NOT_ADMITTED);
       continue;
     }
     note.fid = (bridge << VLAN_BITS) | vid;
@@ -83,7 +84,7 @@ export function dress(rules: Rules, count: u32): u32 {
     const vid = note.fid & VID;
     if (!isMember(vlans, vid)) {
       // What is for everybody is for those in its VLAN.
-      if (packet.destination != FLOOD) refuse(rules, RULE_VLAN_NOT_MEMBER);
+      if (packet.destination != FLOOD) withhold(rules, which, RULE_VLAN_NOT_MEMBER);
       continue;
     }
     if (vid == vlans.pvid) {
@@ -91,12 +92,12 @@ export function dress(rules: Rules, count: u32): u32 {
       note.form = 0;
       // It would be taken for a frame of another VLAN.
       if (<u32>load<u16>(frame, PLACE) == type) {
-        refuse(rules, RULE_VLAN_INNER_TAG);
+        withhold(rules, which, RULE_VLAN_INNER_TAG);
         continue;
       }
     } else {
       if (note.form == 0 && !insertTag(packet, frame)) {
-        refuse(rules, RULE_VLAN_TOO_LONG);
+        withhold(rules, which, RULE_VLAN_TOO_LONG);
         continue;
       }
       note.form = type;
