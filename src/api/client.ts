@@ -1,10 +1,11 @@
 /** The other end of the control socket, as the CLI uses it. What fails is told with what to do about it. */
-import { request } from 'node:http';
+import { type IncomingMessage, request } from 'node:http';
 import type {
   Applied,
   BridgeChange,
   BridgeSpec,
   BridgeStatus,
+  CaptureOptions,
   FdbEntry,
   PortChange,
   PortDetail,
@@ -132,50 +133,81 @@ export class ControlClient {
     return this.#call('DELETE', port === undefined ? '/v1/fdb' : `/v1/fdb?port=${encodeURIComponent(port)}`);
   }
 
-  async #call<T>(method: string, path: string, body?: unknown): Promise<T> {
-    const { status, text } = await this.#exchange(
-      method,
-      path,
-      body === undefined ? undefined : JSON.stringify(body),
+  /** Frames as pcapng, until the capture ends; `stop` lets it end with what has come by then. */
+  async capture(options: CaptureOptions): Promise<{ stream: AsyncIterable<Buffer>; stop(): Promise<void> }> {
+    const query = new URLSearchParams(
+      Object.entries(options)
+        .filter(([, value]) => value !== undefined)
+        .map(([key, value]): [string, string] => [key, String(value)]),
     );
+    const response = await this.#open('GET', `/v1/capture?${query}`, undefined, 0);
+    if ((response.statusCode ?? 0) >= 300) {
+      this.#answer(response.statusCode ?? 0, await this.#text(response));
+      throw this.#noAnswer(`it answered with status ${response.statusCode}`);
+    }
+    const id = response.headers['capture-id'];
+    const explain = (error: Error) => this.#explain(error);
+    return {
+      stream: (async function* () {
+        try {
+          for await (const chunk of response as AsyncIterable<Buffer>) yield chunk;
+        } catch (error) {
+          throw explain(error as Error);
+        }
+      })(),
+      stop: () => this.#call('DELETE', `/v1/capture/${id}`),
+    };
+  }
+
+  async #call<T>(method: string, path: string, body?: unknown): Promise<T> {
+    const text = body === undefined ? undefined : JSON.stringify(body);
+    const response = await this.#open(method, path, text, TIMEOUT);
+    return this.#answer(response.statusCode ?? 0, await this.#text(response)) as T;
+  }
+
+  /** What an answer says. Throws ControlError for one that refuses, and for one that no switch gives. */
+  #answer(status: number, text: string): unknown {
     let answer: unknown;
     try {
       answer = text === '' ? undefined : JSON.parse(text);
     } catch {
       throw this.#noAnswer('what listens there is no switch');
     }
-    if (status < 300) return answer as T;
+    if (status < 300) return answer;
     const { error } = (answer ?? {}) as { error?: { code: string; message: string; field?: string } };
     if (typeof error?.message !== 'string') throw this.#noAnswer(`it answered with status ${status}`);
     throw new ControlError(error.code, error.message, error.field);
   }
 
-  #exchange(method: string, path: string, body?: string): Promise<{ status: number; text: string }> {
+  /** The head of the answer to a request, after which `timeout` milliseconds (0: any) may pass without a byte. */
+  #open(method: string, path: string, body: string | undefined, timeout: number): Promise<IncomingMessage> {
     return new Promise((resolve, reject) => {
       const headers =
         body === undefined
           ? {}
           : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) };
       // No agent: a connection that is kept would keep the process.
-      const call = request({ socketPath: this.path, method, path, headers, agent: false, timeout: TIMEOUT });
+      const call = request({ socketPath: this.path, method, path, headers, agent: false, timeout });
       call.on('timeout', () => call.destroy(this.#noAnswer('it has been silent for too long')));
       call.on('error', (error) => reject(this.#explain(error)));
-      call.on('response', async (response) => {
-        try {
-          const chunks: Buffer[] = [];
-          let size = 0;
-          for await (const chunk of response as AsyncIterable<Buffer>) {
-            size += chunk.length;
-            if (size > MAX_ANSWER) throw this.#noAnswer('its answer is too large');
-            chunks.push(chunk);
-          }
-          resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString() });
-        } catch (error) {
-          reject(this.#explain(error as Error));
-        }
-      });
+      call.on('response', resolve);
       call.end(body);
     });
+  }
+
+  async #text(response: IncomingMessage): Promise<string> {
+    try {
+      const chunks: Buffer[] = [];
+      let size = 0;
+      for await (const chunk of response as AsyncIterable<Buffer>) {
+        size += chunk.length;
+        if (size > MAX_ANSWER) throw this.#noAnswer('its answer is too large');
+        chunks.push(chunk);
+      }
+      return Buffer.concat(chunks).toString();
+    } catch (error) {
+      throw this.#explain(error as Error);
+    }
   }
 
   #noAnswer(why: string): ControlError {

@@ -16,6 +16,9 @@
  *     PUT    /v1/config        body SwitchOptions; Applied: what differed, and what was done
  *     GET    /v1/fdb[?port=NAME]       FdbEntry[]
  *     DELETE /v1/fdb[?port=NAME]    { "flushed": number of entries }
+ *     GET    /v1/capture?port=NAME|any[&filter=…][&snaplen=N][&count=N][&seconds=N]
+ *                              the frames as pcapng, until the capture ends or the client leaves
+ *     DELETE /v1/capture/ID    204: lets the capture end; its answer had the ID in the header capture-id
  *
  * What fails is answered with `{ "error": { "code", "message", "field"? } }`. The socket's mode lets in its
  * owner alone. Even so a client is not trusted: sizes, times and connections are bounded, and nothing that it
@@ -25,12 +28,15 @@ import { lstatSync, mkdirSync, unlinkSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { Socket } from 'node:net';
 import { dirname } from 'node:path';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import { SwitchError, type SwitchErrorCode } from '../switch/errors.ts';
 import type {
   Applied,
   BridgeChange,
   BridgeSpec,
   BridgeStatus,
+  CaptureOptions,
   FdbEntry,
   PortChange,
   PortDetail,
@@ -59,6 +65,16 @@ export interface SwitchControl {
   fdb(): FdbEntry[];
   flushFdb(port?: string): Promise<number>;
   status(): SwitchStatus;
+  capture(options: CaptureOptions): Promise<CaptureStream>;
+  stopCapture(id: number): void;
+}
+
+/** A capture that runs. */
+export interface CaptureStream {
+  readonly id: number;
+  stream(): AsyncIterable<Buffer>;
+  /** Ends it, whoever reads. */
+  close(): Promise<void>;
 }
 
 /** Bounds of a client; the defaults suit people and scripts. */
@@ -100,6 +116,7 @@ class HttpError extends Error {
 const STATUS_OF: Record<SwitchErrorCode, number> = {
   BAD_SPEC: 400,
   NO_SUCH_PORT: 404,
+  NO_SUCH_CAPTURE: 404,
   PORT_EXISTS: 409,
   NO_SUCH_BRIDGE: 404,
   BRIDGE_EXISTS: 409,
@@ -112,6 +129,8 @@ interface Reply {
   status: number;
   body?: unknown;
   headers?: Record<string, string>;
+  /** What is answered instead of a body, as it comes. */
+  capture?: CaptureStream;
 }
 
 /** One request, its path taken apart. */
@@ -211,6 +230,31 @@ const ROUTES: Route[] = [
       },
     },
   },
+  {
+    path: /^\/v1\/capture$/,
+    query: ['port', 'filter', 'snaplen', 'count', 'seconds'],
+    methods: {
+      GET: async ({ control, query }) => {
+        const options = [...query].map(([key, value]) => [
+          key,
+          key !== 'port' && key !== 'filter' && /^\d+$/.test(value) ? Number(value) : value,
+        ]);
+        // The switch checks it.
+        const capture = await control.capture(Object.fromEntries(options) as CaptureOptions);
+        const headers = { 'content-type': 'application/x-pcapng', 'capture-id': String(capture.id) };
+        return { status: 200, headers, capture };
+      },
+    },
+  },
+  {
+    path: /^\/v1\/capture\/(\d+)$/,
+    methods: {
+      DELETE: ({ control, name }) => {
+        control.stopCapture(Number(name));
+        return { status: 204 };
+      },
+    },
+  },
 ];
 
 /** The port in a request's body. Throws HttpError and SwitchError. */
@@ -286,7 +330,7 @@ function serve(control: SwitchControl, request: IncomingMessage): Reply | Promis
   throw new HttpError(
     404,
     'NOT_FOUND',
-    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME, /v1/bridges, /v1/bridges/NAME, /v1/config and /v1/fdb',
+    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME, /v1/bridges, /v1/bridges/NAME, /v1/config, /v1/fdb and /v1/capture',
   );
 }
 
@@ -336,9 +380,32 @@ async function answer(
   request.on('error', () => {});
   response.on('error', () => {});
   try {
-    send(request, response, await serve(control, request));
+    const reply = await serve(control, request);
+    if (reply.capture === undefined) send(request, response, reply);
+    else await sendCapture(request, response, reply, reply.capture);
   } catch (error) {
     if (!response.headersSent) send(request, response, refusal(error));
+  }
+}
+
+/** Sends a capture as fast as the client takes it, which may be silent for as long as no frame comes. */
+async function sendCapture(
+  request: IncomingMessage,
+  response: ServerResponse,
+  { status, headers }: Reply,
+  capture: CaptureStream,
+): Promise<void> {
+  const { socket } = request;
+  socket.setTimeout(0);
+  response.on('close', () => void capture.close());
+  response.writeHead(status, { ...headers, connection: 'close' });
+  request.resume();
+  try {
+    await pipeline(Readable.from(capture.stream(), { highWaterMark: 1 }), response);
+  } catch {
+    // The client has left.
+  } finally {
+    await capture.close();
   }
 }
 

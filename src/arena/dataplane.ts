@@ -20,6 +20,7 @@ export interface DataplaneFunctions {
   flush(port: number, expired: number): number;
   flowHash(frame: number, length: number): number;
   generate(generator: number): number;
+  matches(program: number, frame: number, length: number): number;
   prepareDriver(ring: number, receive: number): void;
   publishDriver(ring: number): number;
   reclaim(ring: number): number;

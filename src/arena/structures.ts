@@ -63,6 +63,7 @@ const RULES = [
   'lineOut',
   'lineIn',
   'drops',
+  'watches',
 ] as const;
 const BUCKET = ['rate', 'burst'] as const;
 const FIFO = ['at', 'size', 'count'] as const;

@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { declareApply } from './apply.ts';
 import { declareBridge } from './bridge.ts';
+import { declareCapture } from './capture.ts';
 import { PlainError, UsageError, withExamples } from './command.ts';
 import { declareConfig } from './config.ts';
 import { declareFdb } from './fdb.ts';
@@ -38,6 +39,7 @@ for (const declare of [
   declarePort,
   declareBridge,
   declareFdb,
+  declareCapture,
   declareConfig,
   declareApply,
   declareQemu,

@@ -68,7 +68,7 @@ function forward(source: Vring, count: u32): void {
     if (lastPort == from) {
       packet.destination = NOWHERE;
       drop(source, DROP_SAME_PORT);
-      if (ruled && rules.ingress & STAGE_CAPTURE) explainIn(rules, i, REASON_DROP + DROP_SAME_PORT);
+      if (ruled && rules.ingress & STAGE_CAPTURE) explainIn(i, REASON_DROP + DROP_SAME_PORT);
       uniform = false;
     } else if (lastPort == NOWHERE) {
       turnAway(rules, i, RULE_ISOLATED);

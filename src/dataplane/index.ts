@@ -17,6 +17,7 @@ export { flush, learn, lookup } from './fdb';
 export { flowHash } from './flow';
 export { discardHeld } from './held';
 export { generate } from './generate';
+export { matches } from './packet-filter';
 export { markStart } from './log';
 export {
   armDriver, disarmDriver, drainFrames, floodFrames, prepareDriver, publishDriver, receiveFrame, reclaim, sendFrame,
@@ -361,7 +362,7 @@ export const Capture_frames: usize = offsetof<C.Capture>('frames');
 export const Capture_lost: usize = offsetof<C.Capture>('lost');
 export const CAPTURE_STRIDE: usize = C.CAPTURE_STRIDE;
 export const MAX_CAPTURES: u32 = S.MAX_CAPTURES;
-export const WATCH_STRIDE: usize = 64;
+export const WATCH_STRIDE: usize = L.WATCH_STRIDE;
 export const RECORD: u32 = W.RECORD;
 export const REASON_DROP: u32 = W.REASON_DROP;
 export const INSTRUCTION_STRIDE: usize = F.INSTRUCTION_STRIDE;

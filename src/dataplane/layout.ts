@@ -648,6 +648,7 @@ export const LINE_STRIDE: usize = LINE_VRING + VRING_STRIDE;
 export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
 export const RULES_STRIDE: usize = (offsetof<Rules>() + 63) & ~63;
 export const LOG_STRIDE: usize = (offsetof<Log>() + 63) & ~63;
+export const WATCH_STRIDE: usize = (offsetof<Watch>() + 63) & ~63;
 export const REGION_STRIDE: usize = offsetof<Region>();
 export const WINDOW_STRIDE: usize = 16;
 export const DRIVER_RING_STRIDE: usize = (offsetof<DriverRing>() + 63) & ~63;

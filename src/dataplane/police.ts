@@ -2,7 +2,7 @@
 import { close, holdsFor, open, take } from './bucket';
 import { now } from './clock';
 import { Bucket, BUCKET_STRIDE, Rules } from './layout';
-import { refuse, RULE_RATE_IN } from './rules';
+import { RULE_RATE_IN, turnAway } from './rules';
 import { NOWHERE, packetAt } from './scratch';
 
 /** Lets those of the first `count` frames of the burst go on that the port's buckets have tokens for. */
@@ -12,7 +12,6 @@ export function police(rules: Rules, count: u32): void {
   const byBits = bits.rate != 0;
   const byPackets = packets.rate != 0;
   const time = now();
-  let refused: u32 = 0;
   if (byBits) open(bits, time);
   if (byPackets) open(packets, time);
   for (let i: u32 = 0; i < count; i++) {
@@ -20,13 +19,11 @@ export function police(rules: Rules, count: u32): void {
     if (packet.destination == NOWHERE) continue;
     // Neither pays for what the other turns away.
     if ((byBits && !holdsFor(bits, <u64>packet.length << 3)) || (byPackets && !take(packets, 1))) {
-      packet.destination = NOWHERE;
-      refused++;
+      turnAway(rules, i, RULE_RATE_IN);
     } else if (byBits) {
       take(bits, <u64>packet.length << 3);
     }
   }
   if (byPackets) close(packets);
   if (byBits) close(bits);
-  if (refused != 0) refuse(rules, RULE_RATE_IN, refused);
 }

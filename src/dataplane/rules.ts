@@ -49,7 +49,7 @@ export function refuse(rules: Rules, reason: u32, count: u64 = 1): void {
 export function turnAway(rules: Rules, which: u32, reason: u32): void {
   packetAt(which).destination = NOWHERE;
   refuse(rules, reason);
-  if (rules.ingress & STAGE_CAPTURE) explainIn(rules, which, reason + 1);
+  if (rules.ingress & STAGE_CAPTURE) explainIn(which, reason + 1);
 }
 
 /** The same for a frame that was to go to the port: the stage leaves it out of the worker's list. */

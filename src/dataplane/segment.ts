@@ -9,7 +9,7 @@
 import { add, addWord, finish } from './checksum';
 import { copy } from './copy';
 import { bytesOf } from './frames';
-import { OFFLOAD_CSUM, OFFLOAD_UFO } from './layout';
+import { OFFLOAD_CSUM, OFFLOAD_UFO, SNAPSHOT } from './layout';
 import { headersLength, NEEDS_CSUM, network, parse, protocol, TCP, transport, UDP, version, writeHeader } from './offload';
 import { HASH, Packet, pieceFrame, piecePacket, wholeFrame, worker } from './scratch';
 

@@ -8,7 +8,7 @@
  * control plane behind the burst, when it is known what became of the frame.
  */
 import { Capture, CAPTURE_STRIDE, putBytes, putWord } from './capture';
-import { nanoseconds } from './generator';
+import { now } from './clock';
 import { bytesOf, undone } from './frames';
 import { Rules, SNAPSHOT, Watch } from './layout';
 import { matches } from './packet-filter';
@@ -29,22 +29,26 @@ export const REASON_DROP: u32 = 0x100;
 /** No record: the frame didn't match, or found no room. */
 const NONE: u32 = u32.MAX_VALUE;
 
-/** Rings that have records of the burst in work; the time of the burst. */
+/** Rings that have records of the burst in work. */
 let touched: u32 = 0;
-let now: u64 = 0;
 
-/** The rules of the port whose frames are being written to its rings; 0: nobody watches. */
+/**
+ * Rules.watches of the port that the burst came from, and of the one whose frames are being written to its rings, as
+ * they were when the frames were recorded; 0: nobody watches.
+ */
+let came: usize = 0;
 export let watching: usize = 0;
 
-@inline function watchesOf(rules: Rules): u32 { return load<u32>(rules.watches); }
-@inline function watchAt(rules: Rules, index: u32): Watch {
-  return changetype<Watch>(<usize>load<u32>(rules.watches + 8 + (<usize>index << 2)));
+@inline function watchesOf(list: usize): u32 { return load<u32>(list); }
+@inline function watchAt(list: usize, index: u32): Watch {
+  return changetype<Watch>(<usize>load<u32>(list + 8 + (<usize>index << 2)));
 }
 
 /** Frames of the burst that come from a port. */
 export function watchIn(rules: Rules, count: u32): void {
-  for (let w: u32 = 0; w < watchesOf(rules); w++) {
-    const watch = watchAt(rules, w);
+  came = rules.watches;
+  for (let w: u32 = 0; w < watchesOf(came); w++) {
+    const watch = watchAt(came, w);
     for (let i: u32 = 0; i < count; i++) {
       const seen = watch.ways & WAY_IN && packetAt(i).destination != NOWHERE;
       store<u32>(recordSlot(0, w, i), seen ? record(watch, WAY_IN, i, 0) : NONE);
@@ -54,9 +58,9 @@ export function watchIn(rules: Rules, count: u32): void {
 
 /** Frames of the burst, all or those in the worker's list, that go to a port's rings now. endWatch() when they are there. */
 export function watchOut(rules: Rules, count: u32, every: bool): void {
-  watching = changetype<usize>(rules);
-  for (let w: u32 = 0; w < watchesOf(rules); w++) {
-    const watch = watchAt(rules, w);
+  watching = rules.watches;
+  for (let w: u32 = 0; w < watchesOf(watching); w++) {
+    const watch = watchAt(watching, w);
     for (let i: u32 = 0; i < count; i++) {
       const which = every ? i : load<u32>(listSlot(i));
       store<u32>(recordSlot(1, w, which), watch.ways & WAY_OUT ? record(watch, WAY_OUT, which, 0) : NONE);
@@ -66,22 +70,23 @@ export function watchOut(rules: Rules, count: u32, every: bool): void {
 
 @inline export function endWatch(): void { watching = 0; }
 
-/** A frame that came from the port was dropped. */
-export function explainIn(rules: Rules, which: u32, reason: u32): void {
-  explain(rules, 0, which, reason);
+/** A frame of the burst was dropped. */
+export function explainIn(which: u32, reason: u32): void {
+  if (came != 0) explain(came, 0, which, reason);
 }
 
 /** A ring that frames are being written to doesn't take those from `first` to before `count`. */
 export function explainOut(first: u32, count: u32, every: bool, reason: u32): void {
   for (let i = first; i < count; i++) {
-    explain(changetype<Rules>(watching), 1, every ? i : load<u32>(listSlot(i)), REASON_DROP + reason);
+    explain(watching, 1, every ? i : load<u32>(listSlot(i)), REASON_DROP + reason);
   }
 }
 
 /** A stage for what goes to the port has turned a frame away. */
 export function watchRefused(rules: Rules, which: u32, reason: u32): void {
-  for (let w: u32 = 0; w < watchesOf(rules); w++) {
-    const watch = watchAt(rules, w);
+  const list = rules.watches;
+  for (let w: u32 = 0; w < watchesOf(list); w++) {
+    const watch = watchAt(list, w);
     if (watch.ways & WAY_OUT) record(watch, WAY_OUT, which, reason);
   }
 }
@@ -89,7 +94,7 @@ export function watchRefused(rules: Rules, which: u32, reason: u32): void {
 /** Behind a burst: shows the control plane what was recorded. */
 @inline
 export function showWatched(): void {
-  if (touched != 0) show();
+  if ((came | <usize>touched) != 0) show();
 }
 
 function show(): void {
@@ -98,12 +103,13 @@ function show(): void {
     atomic.store<u32>(changetype<usize>(ring) + offsetof<Capture>('written'), ring.pending);
   }
   touched = 0;
+  came = 0;
 }
 
-function explain(rules: Rules, way: u32, which: u32, reason: u32): void {
-  for (let w: u32 = 0; w < watchesOf(rules); w++) {
+function explain(list: usize, way: u32, which: u32, reason: u32): void {
+  for (let w: u32 = 0; w < watchesOf(list); w++) {
     const at = load<u32>(recordSlot(way, w, which));
-    if (at != NONE) putWord(ringOf(watchAt(rules, w)), at + REASON, reason);
+    if (at != NONE) putWord(ringOf(watchAt(list, w)), at + REASON, reason);
   }
 }
 
@@ -128,7 +134,7 @@ function record(watch: Watch, way: u32, which: u32, reason: u32): u32 {
     return NONE;
   }
   touch(ring);
-  const time = now + ring.epoch;
+  const time = now() + ring.epoch;
   putWord(ring, at, need);
   putWord(ring, at + 4, captured);
   putWord(ring, at + 8, <u32>time);
@@ -145,7 +151,6 @@ function record(watch: Watch, way: u32, which: u32, reason: u32): u32 {
 
 function touch(ring: Capture): void {
   if (ring.pending != ring.written) return;
-  if (touched == 0) now = nanoseconds();
   store<u32>(watchedSlot(touched++), <u32>changetype<usize>(ring));
 }
 

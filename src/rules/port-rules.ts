@@ -21,6 +21,7 @@ export class PortRules {
   #old: Range[] = [];
   #rules: RulesStruct | undefined;
   #spec: RuledPort | undefined;
+  #closed = false;
 
   constructor(options: Options) {
     this.#options = options;
@@ -72,8 +73,29 @@ export class PortRules {
     return drops;
   }
 
+  /**
+   * Lets captures look at the port's frames, by the addresses of their `Watch`; none: nobody looks any more. Resolves
+   * when no worker looks at one that was there before. Rejects with ArenaFullError, and nothing has changed then.
+   */
+  async watch(watches: readonly number[]): Promise<void> {
+    // Somebody may still look at what goes.
+    if (this.#closed) return this.#options.quiesce();
+    if (watches.length === 0 && !this.#rules) return;
+    const { arena } = this.#options;
+    this.#rules ??= this.#start();
+    const { stage } = this.#table(this.#rules);
+    const on = watches.length > 0;
+    const list = this.#room('watches', on ? 8 + 4 * watches.length : 0);
+    if (on) arena.u32.set([watches.length, 0, ...watches], list >>> 2);
+    this.#rules.set('watches', list);
+    stage('ingress', 'STAGE_CAPTURE', on);
+    stage('egress', 'STAGE_CAPTURE', on);
+    await this.settle();
+  }
+
   /** The port goes: nothing is left. */
   async close(): Promise<void> {
+    this.#closed = true;
     if (!this.#rules) return;
     this.#rules = undefined;
     this.#options.structures.port(this.#options.slot).set('rules', 0);

@@ -3,10 +3,11 @@
 /**
  * `NO_SUCH_PORT`, `PORT_EXISTS`: a port's name. `NO_SUCH_BRIDGE`, `BRIDGE_EXISTS`: a bridge's. `BAD_SPEC`: a port or an option is wrongly described.
  * `LIMIT`: the switch holds no more of it. `SOCKET`: a socket's path, or a device, can't be used. `IN_USE`: a port
- * whose device the kernel uses can't be removed, nor a bridge that ports are on.
+ * whose device the kernel uses can't be removed, nor a bridge that ports are on. `NO_SUCH_CAPTURE`: a capture's number.
  */
 export type SwitchErrorCode =
   | 'NO_SUCH_PORT'
+  | 'NO_SUCH_CAPTURE'
   | 'PORT_EXISTS'
   | 'NO_SUCH_BRIDGE'
   | 'BRIDGE_EXISTS'

@@ -15,7 +15,7 @@ import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { expected, show, stationAddress, wholeNumber } from './schema.ts';
-import type { BridgeSpec, PortChange, PortSpec, PortType, SwitchOptions } from './types.ts';
+import type { BridgeSpec, CaptureOptions, PortChange, PortSpec, PortType, SwitchOptions } from './types.ts';
 
 /** One fault of a configuration. */
 export interface Problem {
@@ -459,6 +459,24 @@ export function changeBridgeSpec(spec: BridgeSpec, change: unknown): BridgeSpec 
     throw new SwitchError('BAD_SPEC', 'expected the fields to set, such as { "ageing": 60 }');
   const merged = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== null);
   return checkBridgeSpec(Object.fromEntries(merged));
+}
+
+const captureObject = z.strictObject(
+  {
+    port: z.string(expected('the name of a port, or "any"')),
+    filter: z.string(expected('a filter such as "tcp port 80"')).optional(),
+    snaplen: wholeNumber(1, 262_144, ' of bytes').optional(),
+    count: wholeNumber(1, Number.MAX_SAFE_INTEGER).optional(),
+    seconds: wholeNumber(1, 31_536_000).optional(),
+  },
+  expected('what to capture: a map with port'),
+);
+
+/** What to capture, checked but for its filter. Throws SwitchError `BAD_SPEC` that names every faulty field. */
+export function checkCaptureOptions(value: unknown): CaptureOptions {
+  const result = captureObject.safeParse(value);
+  if (result.success) return result.data as CaptureOptions;
+  return refuse(problemsOf(result.error, Object.keys(captureObject.shape)));
 }
 
 /** The one-line form of a port; `parsePortSpec` reads it back. */

@@ -8,6 +8,8 @@ import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { isDeepStrictEqual } from 'node:util';
 import { Arena, Structures } from '../arena/index.ts';
+import { Capture } from '../capture/capture.ts';
+import { FilterError } from '../capture/filter.ts';
 import { IoThreads } from '../io/index.ts';
 import { AfPacketEnd } from '../ports/af-packet.ts';
 import { KernelPort } from '../ports/kernel-port.ts';
@@ -31,6 +33,7 @@ import {
   changeBridgeSpec,
   changePortSpec,
   checkBridgeSpec,
+  checkCaptureOptions,
   checkPortSpec,
   checkSwitchOptions,
   isShared,
@@ -40,6 +43,7 @@ import type {
   BridgeChange,
   BridgeSpec,
   BridgeStatus,
+  CaptureOptions,
   FdbEntry,
   PortChange,
   PortDetail,
@@ -106,6 +110,10 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #ports = new Map<string, Entry>();
   readonly #bridges = new Bridges(this.#arena, this.#structures);
   readonly #patches: Patches = new Map();
+  /** Those that are being removed. */
+  readonly #leaving = new Set<Entry>();
+  readonly #captures = new Set<Capture>();
+  #lastCapture = 0;
   /** Names that are being added or removed. */
   readonly #busy = new Set<string>();
   readonly #started = performance.now();
@@ -216,6 +224,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     }
     const { header } = this.#structures;
     if (slot >= header.get('portCount')) header.set('portCount', slot + 1);
+    for (const capture of this.#captures) await this.#look(capture, name);
   }
 
   #freeSlot(): number {
@@ -233,12 +242,15 @@ export class Switch extends EventEmitter<SwitchEvents> {
     if (use) throw new SwitchError('IN_USE', `port ${name}: ${use}`, 'name');
     this.#ports.delete(name);
     this.#busy.add(name);
+    this.#leaving.add(entry);
     try {
       await entry.port.close();
       await entry.rules.close();
+      for (const capture of this.#captures) capture.remove(name);
       this.#structures.port(entry.slot).set('used', 0);
     } finally {
       this.#busy.delete(name);
+      this.#leaving.delete(entry);
       await this.#settleVlans();
     }
   }
@@ -471,6 +483,58 @@ export class Switch extends EventEmitter<SwitchEvents> {
     };
   }
 
+  /**
+   * Captures the frames of a port, or of all: `stream()` of what is returned gives them as pcapng. To be closed, or
+   * read to its end. Rejects with a SwitchError, BAD_SPEC, NO_SUCH_PORT or LIMIT.
+   */
+  async capture(input: CaptureOptions): Promise<Capture> {
+    const options = checkCaptureOptions(input);
+    if (options.port !== 'any') this.#find(options.port);
+    const most = this.#structures.constant('MAX_CAPTURES');
+    if (this.#closing || this.#captures.size >= most)
+      throw new SwitchError('LIMIT', `${most} captures run, which is the limit: end one of them`);
+    const leave = async (capture: Capture) => {
+      this.#captures.delete(capture);
+      for (const { rules, spec } of [...this.#ports.values(), ...this.#leaving])
+        await rules.watch(this.#watchesOf(spec.name));
+    };
+    let capture: Capture;
+    try {
+      const { count } = this.#workers;
+      capture = new Capture(this.#arena, this.#structures, count, ++this.#lastCapture, options, leave);
+    } catch (error) {
+      if (error instanceof FilterError)
+        throw new SwitchError('BAD_SPEC', `filter: ${error.message}`, 'filter');
+      throw new SwitchError('LIMIT', `the capture: ${(error as Error).message}`);
+    }
+    this.#captures.add(capture);
+    for (const name of [...this.#ports.keys()]) await this.#look(capture, name);
+    return capture;
+  }
+
+  /** Lets a capture's stream end with what has come by now. Throws a SwitchError, NO_SUCH_CAPTURE. */
+  stopCapture(id: number): void {
+    const capture = [...this.#captures].find((one) => one.id === id);
+    if (capture === undefined) throw new SwitchError('NO_SUCH_CAPTURE', `no capture has the number ${id}`);
+    capture.stop();
+  }
+
+  /** Lets a capture look at a port that it wants. Without room for that it goes without. */
+  async #look(capture: Capture, name: string): Promise<void> {
+    const entry = this.#ports.get(name);
+    if (entry === undefined || !capture.wants(name) || capture.watchOf(name) !== undefined) return;
+    try {
+      capture.add(name);
+      await entry.rules.watch(this.#watchesOf(name));
+    } catch (error) {
+      this.emit('portError', { port: name, error: `not captured: ${(error as Error).message}` });
+    }
+  }
+
+  #watchesOf(name: string): number[] {
+    return [...this.#captures].flatMap((capture) => capture.watchOf(name) ?? []);
+  }
+
   /** The addresses learned and not yet too old. */
   fdb(): FdbEntry[] {
     const { header } = this.#structures;
@@ -527,6 +591,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   async #close(): Promise<void> {
     if (this.#clock) clearInterval(this.#clock);
+    await Promise.all([...this.#captures].map((capture) => capture.close()));
     await Promise.all([...this.#ports.values()].map(({ port }) => port.close()));
     this.#ports.clear();
     await this.#io.close();

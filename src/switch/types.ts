@@ -147,6 +147,20 @@ export interface SwitchOptions {
   ports?: PortSpec[];
 }
 
+/** What is captured. */
+export interface CaptureOptions {
+  /** Name of a port, or `any`: all ports, those added later too. */
+  port: string;
+  /** Which frames, in the language of pcap-filter(7): docs/capture.md; default: all. */
+  filter?: string;
+  /** Bytes of a frame that are kept, 1 to 262144; default: all. */
+  snaplen?: number;
+  /** Ends behind so many frames. */
+  count?: number;
+  /** Ends after so many seconds. */
+  seconds?: number;
+}
+
 export interface Counters {
   rxPackets: number;
   rxBytes: number;

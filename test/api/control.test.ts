@@ -134,6 +134,14 @@ class Table implements SwitchControl {
     return { added, removed: [], changed: [], unchanged: [], bridges: none, settings: [], failed: [] };
   }
 
+  async capture(): Promise<never> {
+    throw new SwitchError('LIMIT', 'a table has no frames');
+  }
+
+  stopCapture(id: number): void {
+    throw new SwitchError('NO_SUCH_CAPTURE', `no capture ${id}`);
+  }
+
   fdb(): FdbEntry[] {
     return this.addresses;
   }

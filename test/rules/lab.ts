@@ -2,6 +2,7 @@
 import type { TestContext } from 'node:test';
 import { createSwitch, type PortSpec, type Switch, type SwitchOptions } from '../../src/index.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
+import type { VirtioUserOptions } from '../../src/virtio-user/options.ts';
 import { sockets } from '../support/sockets.ts';
 import { until } from '../support/until.ts';
 
@@ -21,6 +22,7 @@ export async function lab(
   t: TestContext,
   ports: Record<string, Partial<PortSpec>>,
   options: Omit<SwitchOptions, 'ports'> = {},
+  device: Partial<VirtioUserOptions> = {},
 ): Promise<Lab> {
   const path = sockets(t);
   const specs = Object.entries(ports).map(
@@ -30,7 +32,7 @@ export async function lab(
   t.after(() => vswitch.close());
   const guests: Record<string, VirtioUser> = {};
   for (const { name, target } of specs) {
-    const guest = await VirtioUser.open({ path: target, queueSize: 256 });
+    const guest = await VirtioUser.open({ path: target, queueSize: 256, ...device });
     t.after(() => guest.close());
     guests[name] = guest;
   }
