@@ -24,7 +24,7 @@ const FILTERS = [
   'vlan', 'vlan 10', 'vlan and tcp port 80', 'vlan 10 and host 10.0.0.1', 'vlan 10 and vlan 20 and ip', 'not vlan',
   'ip or (vlan and ip)', 'vlan 10 or arp',
   'tcp[tcpflags] & tcp-syn != 0', 'tcp[13] = 2', 'tcp[tcpflags] & (tcp-syn|tcp-ack) != 0', 'ip[8] > 32',
-  'ether[0] & 1 = 0', 'icmp[icmptype] = icmp-echo', 'udp[4:2] >= 30', 'ip6[7] <= 64', 'ip[0] & 0xf != 5', 'arp[6:2] = 1',
+  'ether[0] & 1 = 0', 'icmp[icmptype] = icmp-echoreply', 'udp[4:2] >= 30', 'ip6[7] <= 64', 'ip[0] & 0xf != 5', 'arp[6:2] = 1',
 ]; // biome-ignore format: a table
 
 const WRONG: [filter: string, column: number][] = [
