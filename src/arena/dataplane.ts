@@ -37,6 +37,9 @@ export interface DataplaneFunctions {
   releaseBuffers(transfer: number): void;
   toStream(ring: number, to: number, room: number): number;
   fromStream(ring: number, from: number, length: number): number;
+  prepareXdp(queue: number): void;
+  fromXdp(queue: number, transfer: number, most: number): number;
+  toXdp(queue: number, transfer: number, most: number): number;
 }
 
 /** Constants of the layout, by the name of the export. */

@@ -78,6 +78,11 @@ const TRANSFER = [
   'ring', 'prefix', 'slots', 'messages', 'vectors', 'vectorCount', 'ids', 'perMessage', 'overflow', 'control',
   'count', 'next', 'vni', 'dropped',
 ] as const; // biome-ignore format: a table
+const XDP_QUEUE = [
+  'umem', 'chunk', 'size', 'rxProducer', 'rxConsumer', 'rxEntries', 'txProducer', 'txConsumer', 'txEntries', 'txFlags',
+  'fillProducer', 'fillConsumer', 'fillEntries', 'fillFlags', 'doneProducer', 'doneConsumer', 'doneEntries', 'free', 'freeCount',
+  'scratch',
+] as const; // biome-ignore format: a table
 const VRING = [
   'state', 'enabled', 'size', 'flags', 'desc', 'avail', 'used', 'port', 'lastAvail', 'usedIdx', 'signalled',
   'signalledValid', 'headerLength', 'lock', 'error', 'offloads', 'errorValue', 'callFd', 'callRound', 'callQueue',
@@ -99,6 +104,7 @@ export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
 export type CommandStruct = Struct<(typeof COMMAND)[number]>;
 export type LogStruct = Struct<(typeof LOG)[number]>;
 export type WindowStruct = Struct<(typeof WINDOW)[number]>;
+export type XdpQueueStruct = Struct<(typeof XDP_QUEUE)[number]>;
 export type TransferStruct = Struct<(typeof TRANSFER)[number]>;
 export type VringStruct = Struct<(typeof VRING)[number]>;
 
@@ -128,6 +134,7 @@ export class Structures {
       log: fields(layout, 'Log', LOG),
       window: fields(layout, 'Window', WINDOW),
       transfer: fields(layout, 'Transfer', TRANSFER),
+      xdpQueue: fields(layout, 'XdpQueue', XDP_QUEUE),
       vring: fields(layout, 'Vring', VRING),
     };
     this.header = new Struct(arena, this.constant('HEADER'), this.#offsets.header);
@@ -208,6 +215,11 @@ export class Structures {
   /** The transfer at an offset of the arena. */
   transfer(at: number): TransferStruct {
     return new Struct(this.#arena, at, this.#offsets.transfer);
+  }
+
+  /** The queue of an AF_XDP socket at an offset of the arena. */
+  xdpQueue(at: number): XdpQueueStruct {
+    return new Struct(this.#arena, at, this.#offsets.xdpQueue);
   }
 
   /** The vring at an offset of the arena. */

@@ -1,6 +1,7 @@
 /** `vireo port add`, `set`, `del` and `show`: one port. */
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
+import { dgramTarget } from '../ports/addresses.ts';
 import type { PortChange, PortDetail, PortSpec, PortStatus, SizeCounts } from '../switch/types.ts';
 import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
 import { bytes, count, pairs, table } from './table.ts';
@@ -29,7 +30,10 @@ A port is NAME=TYPE:TARGET[,key=value…]:
                        name DEVICE mgmtdev vduse\` attaches; it has one queue pair and no role
                        tap:INTERFACE of the host, attached to or made; queues=N, default 1
                        af-packet:INTERFACE of the host, such as a network card; queues=N, default 1
+                       af-xdp:INTERFACE, faster; queues=N, by default as many as it receives by
                        stream:PATH of a unix socket for frames, as QEMU's -netdev stream; with a role
+                       dgram:PATH or ADDRESS:PORT of ours, as QEMU's -netdev dgram; remote=PATH or ADDRESS:PORT
+                       pcap:FILE that is played; timing=recorded|fast|Npps, loop=N (0: for ever); mode=write: is written
                        vxlan:ADDRESS[:PORT] of another host; vni=N, and local=ADDRESS[:PORT] of this one
                        user: what this user reaches, without root, by passt; options='…' are more of passt's
                        patch:PORT of the same kind on another bridge, which leads here
@@ -54,15 +58,18 @@ export async function readPort(text: string): Promise<PortSpec> {
 
 /** A socket's path made absolute. */
 export function withPath(spec: PortSpec): PortSpec {
-  return spec.type === 'vhost-user' || spec.type === 'stream'
-    ? { ...spec, target: resolve(spec.target) }
-    : spec;
+  const { type, target, remote } = spec;
+  const isPath = (text: string) => dgramTarget(text)?.path !== undefined;
+  if (type === 'vhost-user' || type === 'stream' || type === 'pcap')
+    return { ...spec, target: resolve(target) };
+  if (type !== 'dgram' || !isPath(target)) return spec;
+  return { ...spec, target: resolve(target), ...(remote !== undefined && { remote: resolve(remote) }) };
 }
 
 /** What a port does, as `listens on /tmp/a.sock`. */
 export function doing({ type, role, target }: Pick<PortStatus, 'type' | 'role' | 'target'>): string {
   if (type === 'vduse') return `is /dev/vduse/${target}`;
-  if (type === 'tap' || type === 'af-packet') return `is interface ${target}`;
+  if (['tap', 'af-packet', 'af-xdp'].includes(type)) return `is interface ${target}`;
   if (role === null) return `is ${type}:${target}`;
   return `${role === 'server' ? 'listens on' : 'dials'} ${target}`;
 }
@@ -188,6 +195,7 @@ export function portText(port: PortDetail): string {
           ]
         : []),
       ...(rulesText(port) === '' ? [] : [['rules', rulesText(port)] as [string, string]]),
+      ...(port.note === undefined ? [] : [['link', port.note] as [string, string]]),
       ['last error', port.lastError ?? 'none'],
     ]),
     section(

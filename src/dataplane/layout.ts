@@ -642,6 +642,35 @@ export class Transfer {
   dropped: u64;
 }
 
+/** A queue of an AF_XDP socket (xdp.ts). Its rings are the kernel's, mapped here; all have `size` entries. */
+@unmanaged
+export class XdpQueue {
+  /** UMEM: `2 * size` chunks of `chunk` bytes, the first half to receive into. */
+  umem: usize;
+  chunk: u32;
+  size: u32;
+  /** Of each ring the counters of who writes and who reads, and the entries. */
+  rxProducer: usize;
+  rxConsumer: usize;
+  rxEntries: usize;
+  txProducer: usize;
+  txConsumer: usize;
+  txEntries: usize;
+  txFlags: usize;
+  fillProducer: usize;
+  fillConsumer: usize;
+  fillEntries: usize;
+  fillFlags: usize;
+  doneProducer: usize;
+  doneConsumer: usize;
+  doneEntries: usize;
+  /** Numbers of the chunks that are free to send from, u32, and how many. */
+  free: usize;
+  freeCount: u32;
+  /** Room for a frame that came in several buffers. */
+  scratch: usize;
+}
+
 /** Strides are whole cache lines, so that two workers never write to one line. */
 export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
 export const LINE_STRIDE: usize = LINE_VRING + VRING_STRIDE;
@@ -653,6 +682,7 @@ export const REGION_STRIDE: usize = offsetof<Region>();
 export const WINDOW_STRIDE: usize = 16;
 export const DRIVER_RING_STRIDE: usize = (offsetof<DriverRing>() + 63) & ~63;
 export const SHADOW_STRIDE: usize = 16;
+export const XDP_QUEUE_STRIDE: usize = (offsetof<XdpQueue>() + 63) & ~63;
 export const TRANSFER_STRIDE: usize = (offsetof<Transfer>() + 63) & ~63;
 
 @inline export function header(): Header { return changetype<Header>(HEADER); }

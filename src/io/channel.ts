@@ -47,8 +47,29 @@ export type EndSetup =
   | { kind: 'messages'; fd: number; sendFd?: number }
   /** A stream of bytes, frames behind their lengths; `buffers`: two of `size` bytes, in the arena. */
   | { kind: 'stream'; fd: number; buffers: number; size: number }
+  /** A capture file that is played (replay.ts). */
+  | ({ kind: 'replay' } & Replay)
+  /** A capture file that is written (record.ts); `buffer`: `size` bytes in the arena. */
+  | { kind: 'record'; fd: number; buffer: number; size: number }
+  /** An AF_XDP socket, its rings in the arena (xdp-channel.ts); `queue`: the data plane's XdpQueue. */
+  | { kind: 'xdp'; fd: number; queue: number }
   /** Nobody: what comes is forgotten. */
   | { kind: 'sink' };
+
+/** What a capture file has, in memory that threads share, and how it is played. */
+export interface Replay {
+  frames: SharedArrayBuffer;
+  /** Uint32Array: where each frame ends among them. */
+  ends: SharedArrayBuffer;
+  /** Float64Array: milliseconds from the first frame to each. */
+  times: SharedArrayBuffer;
+  /** 'recorded': by their times; 'fast': one after the other; or packets a second. */
+  timing: 'recorded' | 'fast' | number;
+  /** How often; 0: for ever. */
+  loop: number;
+  /** Room for a frame, in the arena. */
+  buffer: number;
+}
 
 /** What a thread lends its channels. */
 export interface ThreadContext {
@@ -68,7 +89,7 @@ const IOVLEN = 6;
 const LENGTH = 14;
 
 /** The switch, or the other end, broke a rule: the channel ends. */
-class ChannelError extends Error {}
+export class ChannelError extends Error {}
 
 export abstract class Channel {
   readonly context: ThreadContext;
@@ -122,18 +143,23 @@ export abstract class Channel {
     return more || (this.readable && !this.starved);
   }
 
+  /** Milliseconds until there is something to do that nobody signals. */
+  due(): number {
+    return Number.POSITIVE_INFINITY;
+  }
+
   protected abstract toSwitch(): boolean;
   protected abstract toKernel(): boolean;
 }
 
 /** Throws for a result of the data plane that says that a ring is broken. */
-function intact(result: number): number {
+export function intact(result: number): number {
   if (result < 0) throw new ChannelError('the rings to the switch are broken');
   return result;
 }
 
 /** A call failed for good. */
-function failed(call: string, result: number): never {
+export function failed(call: string, result: number): never {
   throw new SystemError(call, errnoName(-result), 'the other end');
 }
 
@@ -219,7 +245,7 @@ abstract class Direct extends Channel {
 }
 
 /** A frame with its header a read and a write: a TAP. */
-class FileChannel extends Direct {
+export class FileChannel extends Direct {
   readonly #fd: number;
   readonly #perMessage: number;
 
@@ -266,7 +292,7 @@ class FileChannel extends Direct {
 }
 
 /** A frame a message of a socket. */
-class MessageChannel extends Direct {
+export class MessageChannel extends Direct {
   readonly #fd: number;
   readonly #sendFd: number;
 
@@ -322,7 +348,7 @@ class MessageChannel extends Direct {
 }
 
 /** Frames behind their lengths. */
-class StreamChannel extends Channel {
+export class StreamChannel extends Channel {
   readonly #fd: number;
   readonly #size: number;
   readonly #in: number;
@@ -389,7 +415,7 @@ class StreamChannel extends Channel {
 }
 
 /** Forgets what comes. */
-class SinkChannel extends Channel {
+export class SinkChannel extends Channel {
   protected override readable = false;
 
   protected toSwitch(): boolean {
@@ -402,18 +428,5 @@ class SinkChannel extends Channel {
     if (intact(collectFrames(transfer)) === 0) return false;
     releaseBuffers(transfer);
     return true;
-  }
-}
-
-export function makeChannel(context: ThreadContext, queue: QueueSetup, end: EndSetup): Channel {
-  switch (end.kind) {
-    case 'file':
-      return new FileChannel(context, queue, end.fd);
-    case 'messages':
-      return new MessageChannel(context, queue, end.fd, end.sendFd ?? end.fd);
-    case 'stream':
-      return new StreamChannel(context, queue, end);
-    case 'sink':
-      return new SinkChannel(context, queue);
   }
 }

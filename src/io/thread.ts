@@ -9,7 +9,8 @@
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { fields, instantiateDataplane } from '../arena/dataplane.ts';
 import { addressOf, drain, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Epoll } from '../sys/index.ts';
-import { type Channel, type EndSetup, makeChannel, type QueueSetup, type ThreadContext } from './channel.ts';
+import type { Channel, EndSetup, QueueSetup, ThreadContext } from './channel.ts';
+import { makeChannel } from './make-channel.ts';
 
 export interface ThreadSetup {
   module: WebAssembly.Module;
@@ -58,7 +59,8 @@ function run(setup: ThreadSetup, control: MessagePort): void {
   const open = (id: number, queue: QueueSetup, end: EndSetup) => {
     watched.set(id, []);
     channels.set(id, makeChannel(context, queue, end));
-    if (end.kind !== 'sink') watch(id, end.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP, END);
+    // A file is always ready, and epoll has nothing to say of it.
+    if ('fd' in end && end.kind !== 'record') watch(id, end.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP, END);
     if (end.kind === 'messages' && end.sendFd !== undefined) watch(id, end.sendFd, EPOLLOUT, END);
     watch(id, queue.fromKernel.callFd, EPOLLIN, FED);
     watch(id, queue.toKernel.callFd, EPOLLIN, FILLED);
@@ -96,7 +98,10 @@ function run(setup: ThreadSetup, control: MessagePort): void {
     let busy = false;
     for (const [id, channel] of channels) if (attempt(id, () => channel.run())) busy = true;
     if (!busy) for (const [id, channel] of channels) if (attempt(id, () => channel.arm())) busy = true;
-    const count = epoll.wait(busy ? 0 : SLEEP);
+    let sleep = busy ? 0 : SLEEP;
+    if (!busy) for (const channel of channels.values()) sleep = Math.min(sleep, Math.max(0, channel.due()));
+    // In whole milliseconds: what is due within one is near enough.
+    const count = epoll.wait(Math.floor(sleep));
     for (let i = 0; i < count; i++) {
       const { tag, events } = epoll.ready(i);
       if (tag === WAKE) {

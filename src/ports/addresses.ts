@@ -16,3 +16,13 @@ export function udpTarget(text: string): UdpTarget | undefined {
   if (!isAddress || /[.%].*:|:.*[.%]/.test(address) || port === 0 || (port ?? 1) > 65_535) return undefined;
   return { address, port };
 }
+
+/** Where a datagram socket is: an address with its port, or else a path; undefined: an address without its port. */
+export function dgramTarget(
+  text: string,
+): { udp?: { address: string; port: number }; path?: string } | undefined {
+  const udp = udpTarget(text);
+  if (udp === undefined) return { path: text };
+  const { address, port } = udp;
+  return port === undefined ? undefined : { udp: { address, port } };
+}

@@ -32,6 +32,10 @@ export interface End {
   readonly state: PortState;
   /** Times that the other end was found. */
   readonly connections: number;
+  /** What there is to know of it that is no error, such as the state of an interface. */
+  readonly note?: string;
+  /** Frames that the kernel dropped on their way to the switch, by reason. */
+  drops?(): Record<string, number>;
   /** The rings are there: opens the link, now or later. */
   start(link: Link): void;
   /** Ends everything; resolves when no descriptor is left. The link is closed before. */
@@ -122,7 +126,7 @@ export class KernelPort implements Port {
       rings: ringWords(this.#pair.device),
       lastError: this.#lastError,
       ...counters,
-      rxDrops: counters.rxDrops + fromKernel,
+      rxDrops: counters.rxDrops + fromKernel + sum(this.#end.drops?.() ?? {}),
       txDrops: counters.txDrops + toKernel,
     };
   }
@@ -138,9 +142,11 @@ export class KernelPort implements Port {
       features: { ...detail.features, missing: [] },
       drops: {
         ...detail.drops,
+        ...this.#end.drops?.(),
         ...(dropped.fromKernel > 0 && { noFrame: dropped.fromKernel }),
         ...(dropped.toKernel > 0 && { refusedByKernel: dropped.toKernel }),
       },
+      ...(this.#end.note !== undefined && { note: this.#end.note }),
       driverStatus: '',
       protocolFeatures: { offered: [], acknowledged: [] },
       addresses: { learned: struct.get('addresses'), limit: struct.get('addressLimit') },
@@ -160,3 +166,5 @@ export class KernelPort implements Port {
     await this.#pair.close();
   }
 }
+
+const sum = (drops: Record<string, number>): number => Object.values(drops).reduce((all, n) => all + n, 0);

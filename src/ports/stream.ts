@@ -4,11 +4,11 @@
  *
  * As a server it listens and serves one peer at a time; as a client it dials, and again whenever the connection ends.
  */
-import { lstatSync, rmSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import type { Range } from '../arena/index.ts';
 import type { Framing } from '../io/index.ts';
 import type { PortSpec, PortState, Role } from '../switch/types.ts';
-import { acceptUnix, closeFd, connectUnix, EPOLLIN, listenUnix } from '../sys/index.ts';
+import { acceptUnix, closeFd, connectUnix, EPOLLIN, fileId, listenUnix } from '../sys/index.ts';
 import type { End, Link } from './kernel-port.ts';
 import type { PortContext } from './port.ts';
 
@@ -136,9 +136,4 @@ export class StreamEnd implements End {
     this.#closeFd();
     this.#context.arena.freeTable(this.#buffers);
   }
-}
-
-function fileId(path: string): string | undefined {
-  const file = lstatSync(path, { throwIfNoEntry: false });
-  return file && `${file.dev}:${file.ino}`;
 }

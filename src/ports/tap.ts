@@ -11,7 +11,7 @@ import type { Framing } from '../io/index.ts';
 import type { PortSpec, PortState } from '../switch/types.ts';
 import {
   interfaceIndex,
-  isInterfaceUp,
+  linkFault,
   openTap,
   type Poller,
   setInterfaceUp,
@@ -49,7 +49,7 @@ export class TapEnd implements End {
   #link: Link | undefined;
   #unwatch: () => void = () => {};
   #retry: NodeJS.Timeout | null = null;
-  #up = false;
+  #fault = 'is down';
   #closed = false;
   connections = 1;
 
@@ -76,7 +76,11 @@ export class TapEnd implements End {
 
   get state(): PortState {
     if (this.#fds.length === 0) return 'failed';
-    return this.#up ? 'up' : 'down';
+    return this.#fault === '' ? 'up' : 'down';
+  }
+
+  get note(): string {
+    return `interface ${this.#name} ${this.#fds.length === 0 ? 'is gone' : this.#fault}`.trimEnd();
   }
 
   start(link: Link): void {
@@ -97,8 +101,8 @@ export class TapEnd implements End {
   #look(): void {
     if (this.#fds.length === 0) return;
     // One that was moved to another network namespace works on, and nobody tells of it here.
-    this.#up = isInterfaceUp(this.#name) !== false;
-    this.#link?.set(this.#up, `interface ${this.#name} is down`);
+    this.#fault = linkFault(this.#name) ?? '';
+    this.#link?.set(this.#fault === '', `interface ${this.#name} ${this.#fault}`);
   }
 
   async #lost(reason: string): Promise<void> {

@@ -7,7 +7,7 @@
  * A comma that belongs to the target is written twice there, as in QEMU's options.
  */
 import { z } from 'zod';
-import { udpTarget } from '../ports/addresses.ts';
+import { dgramTarget, udpTarget } from '../ports/addresses.ts';
 import { choiceFaults, featureWords } from '../ports/features.ts';
 import { contradictions, RULE_FIELDS, RULES } from '../rules/index.ts';
 import { MAX_INTERFACE_NAME } from '../sys/index.ts';
@@ -85,6 +85,26 @@ const udpAddress = (() => {
   return z.string(told).refine((text) => udpTarget(text) !== undefined, told);
 })();
 
+/** A path, or an address that has its port: where a datagram socket is. */
+const datagramAddress = (() => {
+  const told = expected(
+    'the path of a unix socket, or an IP address and a port, such as "/tmp/vm1.sock" or "127.0.0.1:5000"',
+  );
+  const fits = (text: string) =>
+    dgramTarget(text) !== undefined && (/:/.test(text) || socketPath.safeParse(text).success);
+  return z.string(told).refine(fits, told);
+})();
+
+const filePath = (() => {
+  const told = expected('the path of a file, such as "/tmp/vm1.pcap"');
+  return z.string(told).regex(/^[^\x00-\x1f\x7f]{1,1000}$/, told);
+})();
+
+const timing = (() => {
+  const told = expected('"recorded", "fast", or packets a second such as "1000pps"');
+  return z.string(told).regex(/^(recorded|fast|[1-9]\d{0,8}pps)$/, told);
+})();
+
 const nothing = z.literal('', expected('nothing behind the colon, such as "net=user:"'));
 
 interface Kind {
@@ -101,7 +121,10 @@ const KINDS: Record<PortType, Kind> = {
   vduse: { target: deviceName, options: ['features', 'queues', 'mac', 'mtu', 'speed'] },
   tap: { target: interfaceName, options: ['queues'] },
   'af-packet': { target: interfaceName, options: ['queues'] },
+  'af-xdp': { target: interfaceName, options: ['queues'] },
   stream: { target: socketPath, options: ['role'] },
+  dgram: { target: datagramAddress, options: ['remote'] },
+  pcap: { target: filePath, options: ['mode', 'timing', 'loop'] },
   vxlan: { target: udpAddress, options: ['vni', 'local'] },
   user: { target: nothing, options: ['options'], shared: true },
   // Two that lead to one are told when they meet.
@@ -142,6 +165,10 @@ const portObject = z.strictObject(
     options: passtOptions.optional(),
     vni: wholeNumber(0, 0xff_ffff).optional(),
     local: udpAddress.optional(),
+    remote: datagramAddress.optional(),
+    mode: z.enum(['read', 'write'], expected('"read" or "write"')).optional(),
+    timing: timing.optional(),
+    loop: wholeNumber(0, 1_000_000_000, ' of times, 0 for ever').optional(),
     ...ruleFields,
   },
   expected(`a port: a map with name, type and target, or one line such as "${EXAMPLE}"`),
@@ -152,7 +179,7 @@ const portKeys = Object.keys(portObject.shape);
 /** What depends on a port's type: its target, and its options. */
 function checkType(port: unknown, context: z.RefinementCtx): void {
   if (typeof port !== 'object' || port === null || Array.isArray(port)) return;
-  const { type, target, queues, features } = port as Record<string, unknown>;
+  const { type, target, queues, features, remote, mode, timing, loop } = port as Record<string, unknown>;
   const add = (field: string, message: string) =>
     context.addIssue({ code: 'custom', path: [field], message });
   const isKnown = TYPES.some((known) => known === type);
@@ -170,6 +197,25 @@ function checkType(port: unknown, context: z.RefinementCtx): void {
   // Fields that are wrong by themselves are told already.
   if (portObject.safeParse(port).success)
     for (const { field, message } of contradictions(port as PortSpec)) add(field, message);
+  if (type === 'dgram') {
+    const [ours, theirs] = [target, remote].map((text) =>
+      typeof text === 'string' ? dgramTarget(text) : undefined,
+    );
+    if (ours?.udp && remote === undefined)
+      add(
+        'remote',
+        'expected the address and port of the other side, such as "127.0.0.1:5001", found nothing',
+      );
+    if (
+      ours &&
+      theirs &&
+      (!ours.udp !== !theirs.udp || ours.udp?.address.includes(':') !== theirs.udp?.address.includes(':'))
+    )
+      add('remote', `expected a socket of the same family as the target's, found ${show(remote)}`);
+  }
+  if (type === 'pcap' && mode === 'write')
+    for (const [field, value] of Object.entries({ timing, loop }))
+      if (value !== undefined) add(field, `expected none with mode=write, found ${show(value)}`);
   if (type !== 'vduse') return;
   if (typeof queues === 'number' && queues > 1)
     add('queues', `expected 1: the kernel's VDUSE gives a network device no control queue, found ${queues}`);

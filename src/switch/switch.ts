@@ -11,10 +11,17 @@ import { Arena, Structures } from '../arena/index.ts';
 import { Capture } from '../capture/capture.ts';
 import { FilterError } from '../capture/filter.ts';
 import { IoThreads } from '../io/index.ts';
-import { AfPacketEnd } from '../ports/af-packet.ts';
+import { packetSockets } from '../ports/af-packet.ts';
+import { xdpSockets } from '../ports/af-xdp.ts';
+import { openDgramEnd } from '../ports/dgram.ts';
+import { InterfaceEnd } from '../ports/interface.ts';
 import { KernelPort } from '../ports/kernel-port.ts';
 import { NullEnd } from '../ports/null.ts';
+<<<<<<< HEAD
 import { PatchEnd, type Patches } from '../ports/patch.ts';
+=======
+import { PcapEnd } from '../ports/pcap.ts';
+>>>>>>> 71c3d56 (Add ports by AF_XDP, of datagrams and of capture files, so that a card, QEMU's -netdev dgram and a recorded trace plug into a switch)
 import type { Port, PortContext } from '../ports/port.ts';
 import { StreamEnd } from '../ports/stream.ts';
 import { TapEnd } from '../ports/tap.ts';
@@ -640,9 +647,23 @@ function openPort(spec: PortSpec, context: PortContext): Port {
     case 'tap':
       return new KernelPort(spec, context, new TapEnd(spec, context.poller));
     case 'af-packet':
-      return new KernelPort(spec, context, new AfPacketEnd(spec, context.poller));
+      return new KernelPort(
+        spec,
+        context,
+        new InterfaceEnd(spec.target, packetSockets(spec), context.poller),
+      );
+    case 'af-xdp':
+      return new KernelPort(
+        spec,
+        context,
+        new InterfaceEnd(spec.target, xdpSockets(spec, context), context.poller),
+      );
     case 'stream':
       return new KernelPort(spec, context, new StreamEnd(spec, context));
+    case 'dgram':
+      return new KernelPort(spec, context, openDgramEnd(spec, context.poller));
+    case 'pcap':
+      return new KernelPort(spec, context, new PcapEnd(spec, context));
     case 'vxlan':
       return new KernelPort(spec, context, new VxlanEnd(spec));
     case 'user':

@@ -12,18 +12,33 @@ export type Role = 'server' | 'client';
 
 /**
  * What a port leads to. `vhost-user`: a virtual machine; `vduse`: a vDPA device of the kernel; `tap`: an interface of
+<<<<<<< HEAD
  * the host's kernel that is made for it; `af-packet`: an interface of the host, such as a network card; `stream`: a program that takes frames from a unix socket; `vxlan`: a tunnel to
  * another host; `user`: what this user can reach, by passt; `patch`: the patch port of that name on another bridge; `null`: nobody. docs/ports.md has a section on each.
+=======
+ * the host's kernel that is made for it; `af-packet`: an interface of the host, such as a network card; `af-xdp`: the
+ * same by AF_XDP; `stream`, `dgram`: a program that takes frames from a socket; `pcap`: a capture file; `vxlan`: a
+ * tunnel to another host; `user`: what this user can reach, by passt; `null`: nobody. docs/ports.md has a section on each.
+>>>>>>> 71c3d56 (Add ports by AF_XDP, of datagrams and of capture files, so that a card, QEMU's -netdev dgram and a recorded trace plug into a switch)
  */
 export type PortType =
   | 'vhost-user'
   | 'vduse'
   | 'tap'
   | 'af-packet'
+<<<<<<< HEAD
   | 'stream'
   | 'vxlan'
   | 'user'
   | 'patch'
+=======
+  | 'af-xdp'
+  | 'stream'
+  | 'dgram'
+  | 'vxlan'
+  | 'pcap'
+  | 'user'
+>>>>>>> 71c3d56 (Add ports by AF_XDP, of datagrams and of capture files, so that a card, QEMU's -netdev dgram and a recorded trace plug into a switch)
   | 'null';
 
 /** A port as configured. */
@@ -51,6 +66,14 @@ export interface PortSpec {
   vni?: number;
   /** Of `vxlan`: the address and port of ours, such as `192.0.2.1` or `192.0.2.1:4789`; default: all, port 4789. */
   local?: string;
+  /** Of `dgram`: the socket of the other side, a path or an address with its port; default: of who sends first. */
+  remote?: string;
+  /** Of `pcap`: whether the file is played or written anew; default `read`. */
+  mode?: 'read' | 'write';
+  /** Of `pcap`, to read: `recorded` (default), `fast`, or packets a second such as `1000pps`. */
+  timing?: string;
+  /** Of `pcap`, to read: how often the file is played, 0: for ever; default 1. */
+  loop?: number;
   /** Of `user`: more options of passt, separated by blanks. */
   options?: string;
   /** The bridge that it is on, which can be set anew too; default `default`. */
@@ -242,6 +265,8 @@ export interface MemoryRegionStatus {
 }
 
 export interface PortDetail extends PortStatus {
+  /** Of a port that is no guest: what there is to know of its other end, such as the state of an interface. */
+  note?: string;
   /** What the guest was told to keep to; null where nobody told it anything. */
   mtu: number | null;
   /** The device status that the guest's driver has set, such as `ACKNOWLEDGE DRIVER`; empty where nobody tells. */

@@ -1,9 +1,13 @@
-/** UDP sockets for threads that move frames, non-blocking. */
+/** Datagram sockets, UDP's and the unix domain's, for threads that move frames, non-blocking. */
 import { isIPv6 } from 'node:net';
-import { check } from './errors.ts';
+import { check, SystemError } from './errors.ts';
 import { closeFd } from './fd.ts';
-import { libc, pinned } from './libc.ts';
+import { errnoByName, lastErrno, libc, pinned } from './libc.ts';
+import { addressOf } from './memory.ts';
+import { bindUnix, unixAddress } from './unix-socket.ts';
 
+const AF_UNSPEC = 0;
+const AF_UNIX = 1;
 const AF_INET = 2;
 const AF_INET6 = 10;
 const SOCK_DGRAM = 2;
@@ -13,6 +17,10 @@ const SOL_SOCKET = 1;
 const SO_REUSEADDR = 2;
 const SO_SNDBUF = 7;
 const SO_RCVBUF = 8;
+const MSG_PEEK = 2;
+const MSG_DONTWAIT = 0x40;
+/** Bytes of a struct sockaddr_un, a path with its final zero in it. */
+const UNIX_ADDRESS = 110;
 /** Bytes that may wait each way; the kernel has bounds of its own (net.core.rmem_max). */
 const BUFFER = 4 << 20;
 
@@ -78,4 +86,48 @@ export function udpSocket(local: UdpAddress, remote: UdpAddress): number {
     closeFd(fd);
     throw error;
   }
+}
+
+/** A datagram socket of the unix domain at this path. Throws a SystemError, as listenUnix(). */
+export function unixDatagramSocket(path: string): number {
+  const fd = open(AF_UNIX);
+  try {
+    enlarge(fd);
+    bindUnix(fd, path);
+    return fd;
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+}
+
+/**
+ * Has a datagram socket send to this path and take from nobody else, or from nobody yet and from anybody (undefined).
+ * Throws a SystemError: ENOENT, ECONNREFUSED (nobody has the socket there).
+ */
+export function connectDatagrams(fd: number, path: string | undefined): void {
+  const nobody = pinned(2);
+  nobody.writeUInt16LE(AF_UNSPEC, 0);
+  const address = path === undefined ? nobody : unixAddress('connect', path);
+  check(libc.connect(fd, address, address.length), 'connect', path ?? 'nobody');
+}
+
+/**
+ * Who has sent the datagram that waits first, which is left where it is unless `take` is set: the path of a socket, null for one that has
+ * none; undefined: nothing waits. Throws a SystemError.
+ */
+export function nextSender(fd: number, take: boolean): string | null | undefined {
+  // struct msghdr, with room for a name and none for data.
+  const [message, name] = [pinned(56), pinned(UNIX_ADDRESS)];
+  message.writeBigUInt64LE(addressOf(name), 0);
+  message.writeUInt32LE(UNIX_ADDRESS, 8);
+  if (libc.recvmsg(fd, message, MSG_DONTWAIT | (take ? 0 : MSG_PEEK)) === -1) {
+    const errno = lastErrno();
+    if (errno === errnoByName.EAGAIN || errno === errnoByName.EINTR) return undefined;
+    throw new SystemError('recvmsg', errno, String(fd));
+  }
+  const path = name.subarray(2, message.readUInt32LE(8));
+  const end = path.indexOf(0);
+  // A name of the abstract kind begins with a zero, and is nothing that a person can be told.
+  return path.length === 0 || end === 0 ? null : path.subarray(0, end < 0 ? path.length : end).toString();
 }

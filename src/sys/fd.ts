@@ -1,5 +1,5 @@
 /** File descriptors: closing, non-blocking mode, and what they are. */
-import { constants, openSync, readdirSync, readlinkSync } from 'node:fs';
+import { constants, lstatSync, openSync, readdirSync, readlinkSync } from 'node:fs';
 import { check, SystemError } from './errors.ts';
 import { errnoByName, lastErrno, libc, pinned } from './libc.ts';
 import { addressOf } from './memory.ts';
@@ -13,6 +13,12 @@ const RWF_NOWAIT = 8;
 /** Closes a descriptor; throws a SystemError (EBADF) when it isn't open. */
 export function closeFd(fd: number): void {
   check(libc.close(fd), 'close', fd);
+}
+
+/** Tells the file at a path from another one there later; undefined: there is none. */
+export function fileId(path: string): string | undefined {
+  const file = lstatSync(path, { throwIfNoEntry: false });
+  return file && `${file.dev}:${file.ino}`;
 }
 
 /** A second descriptor, close-on-exec, for the same open file. */

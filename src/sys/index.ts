@@ -1,5 +1,6 @@
 /** Linux for the rest of Vireo: one small typed interface over the C library. */
 
+export * from './bpf.ts';
 export * from './datagram-socket.ts';
 export * from './device-file.ts';
 export * from './epoll.ts';
@@ -19,3 +20,4 @@ export * from './thread.ts';
 export * from './transfer.ts';
 export * from './unix-socket.ts';
 export * from './userfault.ts';
+export * from './xdp-socket.ts';

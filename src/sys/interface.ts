@@ -4,6 +4,7 @@ import { check, isSystemError } from './errors.ts';
 import { closeFd } from './fd.ts';
 import { ioctl } from './ioctl.ts';
 import { libc, pinned } from './libc.ts';
+import { addressOf } from './memory.ts';
 import type { Poller } from './poller.ts';
 
 const AF_INET = 2;
@@ -17,7 +18,10 @@ const RTMGRP_LINK = 1;
 const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
 const SIOCGIFINDEX = 0x8933;
+const SIOCETHTOOL = 0x8946;
+const ETHTOOL_GCHANNELS = 0x3c;
 const IFF_UP = 1;
+const IFF_RUNNING = 0x40;
 
 /** Bytes of an interface's name without the final zero. */
 export const MAX_INTERFACE_NAME = 15;
@@ -56,10 +60,31 @@ function query(name: string, request: number): Buffer | undefined {
 /** The number of an interface; undefined: there is none of this name. */
 export const interfaceIndex = (name: string): number | undefined => query(name, SIOCGIFINDEX)?.readInt32LE(0);
 
-/** Has somebody set it up (`ip link set NAME up`)? Undefined: there is no such interface. */
-export function isInterfaceUp(name: string): boolean | undefined {
+/**
+ * Why no frames pass, as the interface tells: `is down` while nobody has set it up, `has no carrier` without a cable
+ * or with its other end down; '': they do. Undefined: there is no such interface.
+ */
+export function linkFault(name: string): '' | 'is down' | 'has no carrier' | undefined {
   const flags = query(name, SIOCGIFFLAGS)?.readUInt16LE(0);
-  return flags === undefined ? undefined : (flags & IFF_UP) !== 0;
+  if (flags === undefined) return undefined;
+  if ((flags & IFF_UP) === 0) return 'is down';
+  return (flags & IFF_RUNNING) === 0 ? 'has no carrier' : '';
+}
+
+/** The queues that an interface receives by; 1 where its driver doesn't tell. Throws a SystemError. */
+export function receiveQueues(name: string): number {
+  // struct ethtool_channels: the maxima, then rx, tx, other and combined.
+  const channels = pinned(36);
+  channels.writeUInt32LE(ETHTOOL_GCHANNELS, 0);
+  const request = interfaceRequest(name);
+  request.writeBigUInt64LE(addressOf(channels), IFREQ_VALUE);
+  try {
+    ask(SIOCETHTOOL, request);
+  } catch (error) {
+    if (isSystemError(error, 'EOPNOTSUPP')) return 1;
+    throw error;
+  }
+  return Math.max(1, channels.readUInt32LE(20) + channels.readUInt32LE(32));
 }
 
 /** Sets an interface up. Throws a SystemError (ENODEV, EPERM without CAP_NET_ADMIN). */

@@ -166,6 +166,18 @@ export const libc = {
     'void *',
     'int',
   ]),
+  send: declare<(fd: number, bytes: null, length: number, flags: number) => number>('send', 'long', [
+    'int',
+    'void *',
+    'size_t',
+    'int',
+  ]),
+  recv: declare<(fd: number, bytes: null, length: number, flags: number) => number>('recv', 'long', [
+    'int',
+    'void *',
+    'size_t',
+    'int',
+  ]),
   shutdown: declare<(fd: number, how: number) => number>('shutdown', 'int', ['int', 'int']),
   getsockopt: declare<(fd: number, level: number, name: number, value: Pointer, length: Pointer) => number>(
     'getsockopt',
@@ -255,6 +267,18 @@ function declareUserfault(number: number) {
 
 /** userfaultfd(2), which the C library has no function for; undefined on other machines. */
 export const userfault = USERFAULTFD[process.arch] && declareUserfault(USERFAULTFD[process.arch]!);
+
+/** The number of bpf, by Node's name of the machine. */
+const BPF: Readonly<Record<string, number>> = { x64: 321, arm64: 280 };
+
+function declareBpf(number: number) {
+  const call = library.func('syscall', 'long', ['long', 'int', 'void *', 'uint']);
+  return (command: number, attributes: Uint8Array): number =>
+    call(number, command, attributes, attributes.length);
+}
+
+/** bpf(2), which the C library has no function for; undefined on other machines. */
+export const bpf = BPF[process.arch] && declareBpf(BPF[process.arch]!);
 
 /** errno as the last call of this thread left it. */
 export const lastErrno: () => number = () => koffi.errno();

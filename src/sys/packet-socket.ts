@@ -63,6 +63,28 @@ function bind(fd: number, index: number): void {
   setInt(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, 1, 'PACKET_IGNORE_OUTGOING');
   setInt(fd, SOL_SOCKET, SO_RCVBUF, BUFFER, 'SO_RCVBUF');
   setInt(fd, SOL_SOCKET, SO_SNDBUF, BUFFER, 'SO_SNDBUF');
+  joinPromiscuous(fd, index);
+  // struct sockaddr_ll
+  const address = pinned(20);
+  address.writeUInt16LE(AF_PACKET, 0);
+  address.writeUInt16BE(ETH_P_ALL, 2);
+  address.writeInt32LE(index, 4);
+  check(libc.bind(fd, address, address.length), 'bind', `interface ${index}`);
+}
+
+/** A socket that no frame comes by, and as long as it is open the interface is promiscuous. As openPacketSockets(). */
+export function holdPromiscuous(index: number): number {
+  const fd = check(libc.socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0), 'socket', 'AF_PACKET');
+  try {
+    joinPromiscuous(fd, index);
+    return fd;
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+}
+
+function joinPromiscuous(fd: number, index: number): void {
   // struct packet_mreq
   const membership = pinned(16);
   membership.writeInt32LE(index, 0);
@@ -72,12 +94,6 @@ function bind(fd: number, index: number): void {
     'setsockopt',
     'PACKET_MR_PROMISC',
   );
-  // struct sockaddr_ll
-  const address = pinned(20);
-  address.writeUInt16LE(AF_PACKET, 0);
-  address.writeUInt16BE(ETH_P_ALL, 2);
-  address.writeInt32LE(index, 4);
-  check(libc.bind(fd, address, address.length), 'bind', `interface ${index}`);
 }
 
 /** Makes a group that nobody else has, or joins it; returns its number. */

@@ -30,6 +30,12 @@ export const receiveMessages = (fd: number, messages: number, count: number): nu
 export const sendMessages = (fd: number, messages: number, count: number): number =>
   orErrno(libc.sendmmsg(fd, messages, count, MSG_DONTWAIT));
 
+/** Has the kernel look at the TX ring of an AF_XDP socket; 0. */
+export const kickSend = (fd: number): number => orErrno(libc.send(fd, null, 0, MSG_DONTWAIT));
+
+/** Has the kernel look at the fill ring of an AF_XDP socket; 0. */
+export const kickReceive = (fd: number): number => orErrno(libc.recv(fd, null, 0, MSG_DONTWAIT));
+
 const AGAIN = -(errnoByName.EAGAIN ?? 0);
 const INTERRUPTED = -(errnoByName.EINTR ?? 0);
 

@@ -61,7 +61,8 @@ function newSocket(path: string): number {
   return check(libc.socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), 'socket', path);
 }
 
-function socketAddress(call: string, path: string): Buffer {
+/** struct sockaddr_un. Throws a SystemError that says why the path can be none. */
+export function unixAddress(call: string, path: string): Buffer {
   const bytes = Buffer.from(path);
   if (bytes.length === 0) throw new SystemError(call, 'EINVAL', path, 'the path is empty');
   if (bytes.includes(0))
@@ -83,15 +84,9 @@ function socketAddress(call: string, path: string): Buffer {
  * many connections may wait.
  */
 export function listenUnix(path: string, options: { mode?: number; backlog?: number } = {}): number {
-  const address = socketAddress('bind', path);
   const fd = newSocket(path);
   try {
-    if (libc.bind(fd, address, address.length) === -1) {
-      const errno = lastErrno();
-      if (errno !== errnoByName.EADDRINUSE) throw new SystemError('bind', errno, path);
-      removeStaleSocket(path);
-      check(libc.bind(fd, address, address.length), 'bind', path);
-    }
+    bindUnix(fd, path);
     if (options.mode !== undefined) chmodSync(path, options.mode);
     check(libc.listen(fd, options.backlog ?? 128), 'listen', path);
     return fd;
@@ -99,6 +94,16 @@ export function listenUnix(path: string, options: { mode?: number; backlog?: num
     libc.close(fd);
     throw error;
   }
+}
+
+/** Gives a socket a path, under listenUnix()'s rules for what is there already. Throws a SystemError. */
+export function bindUnix(fd: number, path: string): void {
+  const address = unixAddress('bind', path);
+  if (libc.bind(fd, address, address.length) === 0) return;
+  const errno = lastErrno();
+  if (errno !== errnoByName.EADDRINUSE) throw new SystemError('bind', errno, path);
+  removeStaleSocket(path);
+  check(libc.bind(fd, address, address.length), 'bind', path);
 }
 
 function removeStaleSocket(path: string): void {
@@ -125,7 +130,7 @@ function removeStaleSocket(path: string): void {
  * EAGAIN (the listener's backlog is full: try later), EACCES, ENAMETOOLONG.
  */
 export function connectUnix(path: string): number {
-  const address = socketAddress('connect', path);
+  const address = unixAddress('connect', path);
   const fd = newSocket(path);
   if (libc.connect(fd, address, address.length) === 0) return fd;
   const error = new SystemError('connect', lastErrno(), path);

@@ -1,63 +1,23 @@
 /** Packet socket ports: a veth pair into a network namespace, whose kernel is the peer. */
 import assert from 'node:assert/strict';
-import { describe, type TestContext, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { createSwitch, type PortSpec, type Switch } from '../../src/index.ts';
 import { openFds } from '../../src/sys/index.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
-import { frame, mac, macText } from '../support/ethernet.ts';
-import { checksum, frameOf, layout, type Segment } from '../support/ip.ts';
-import { ip, Namespace, ownNetwork } from '../support/network.ts';
+import { answer, cable, macOf, ping, plug } from '../support/cable.ts';
+import { frame, mac } from '../support/ethernet.ts';
+import { frameOf, layout, type Segment } from '../support/ip.ts';
+import { ip, ownNetwork } from '../support/network.ts';
 import { sockets } from '../support/sockets.ts';
 import { TcpSink, TcpSource } from '../support/tcp.ts';
 import { Traffic } from '../support/traffic.ts';
 import { until } from '../support/until.ts';
 
-const here = mac(1);
 const MEGABYTES = 20;
 
 const uplink = (queues = 1): PortSpec => ({ name: 'up', type: 'af-packet', target: 'veth0', queues });
 const isUp = (vswitch: Switch, name = 'up') =>
   until(() => vswitch.port(name).state === 'up' && vswitch.port(name).queues[0]!.enabled, `${name} is up`);
-
-/** A veth pair: one end here, the other in a namespace of its own, with an address. */
-async function cable(t: TestContext): Promise<Namespace> {
-  const there = await Namespace.open();
-  t.after(() => there[Symbol.asyncDispose]());
-  plug(there);
-  return there;
-}
-
-function plug(there: Namespace): void {
-  ip('link add veth0 type veth peer name veth1');
-  ip(`link set veth1 netns ${there.id}`);
-  ip('link set veth0 up');
-  there.ip('link set veth1 up');
-  there.ip('addr add 10.0.0.2/24 dev veth1');
-  there.ip(`neigh replace 10.0.0.1 lladdr ${macText(here)} dev veth1`);
-}
-
-const macOf = (there: Namespace): Buffer =>
-  Buffer.from(/link\/ether (\S+)/.exec(there.ip('link show veth1'))![1]!.replaceAll(':', ''), 'hex');
-
-/** An echo request from 10.0.0.1 to 10.0.0.2. */
-function ping(to: Buffer, sequence: number, bytes = 56): Buffer {
-  const header = Buffer.from([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 1, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-  header.writeUInt16BE(28 + bytes, 2);
-  header.writeUInt16BE(checksum(header), 10);
-  const echo = Buffer.concat([Buffer.from([8, 0, 0, 0, 0, 1, 0, 0]), Buffer.alloc(bytes, 'ping')]);
-  echo.writeUInt16BE(sequence, 6);
-  echo.writeUInt16BE(checksum(echo), 2);
-  return Buffer.concat([to, here, Buffer.from([8, 0]), header, echo]);
-}
-
-/** Sends a ping and waits for its answer. */
-async function answer(device: VirtioUser, request: Buffer): Promise<void> {
-  device.send(request);
-  await until(() => {
-    const bytes = device.receive();
-    return bytes?.[23] === 1 && bytes[34] === 0 && Buffer.from(bytes).includes(request.subarray(40));
-  }, 'the answer comes');
-}
 
 describe('a packet socket port', { skip: ownNetwork() }, () => {
   for (const queues of [1, 3]) {
