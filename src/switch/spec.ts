@@ -45,13 +45,14 @@ const name = (whose: string, example: string) => {
   return z.string(told).regex(/^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/, told);
 };
 
+/** A control character is a slip, and would write to the terminals that show the path. */
+const isPrintable = (path: string): boolean =>
+  ![...path].some((character) => character < ' ' || character === '\x7f');
+
 const socketPath = (() => {
   const told = expected(`the path of a unix socket, 1 to ${MAX_SOCKET_PATH} bytes, such as "/tmp/vm1.sock"`);
   const fits = (path: string) =>
-    path !== '' &&
-    Buffer.byteLength(path) <= MAX_SOCKET_PATH &&
-    // A control character is a slip, and would write to the terminals that show the path.
-    ![...path].some((character) => character < ' ' || character === '\x7f');
+    path !== '' && Buffer.byteLength(path) <= MAX_SOCKET_PATH && isPrintable(path);
   return z.string(told).refine(fits, told);
 })();
 
@@ -97,7 +98,7 @@ const datagramAddress = (() => {
 
 const filePath = (() => {
   const told = expected('the path of a file, such as "/tmp/vm1.pcap"');
-  return z.string(told).regex(/^[^\x00-\x1f\x7f]{1,1000}$/, told);
+  return z.string(told).min(1, told).max(1000, told).refine(isPrintable, told);
 })();
 
 const timing = (() => {

@@ -17,11 +17,8 @@ import { openDgramEnd } from '../ports/dgram.ts';
 import { InterfaceEnd } from '../ports/interface.ts';
 import { KernelPort } from '../ports/kernel-port.ts';
 import { NullEnd } from '../ports/null.ts';
-<<<<<<< HEAD
 import { PatchEnd, type Patches } from '../ports/patch.ts';
-=======
 import { PcapEnd } from '../ports/pcap.ts';
->>>>>>> 71c3d56 (Add ports by AF_XDP, of datagrams and of capture files, so that a card, QEMU's -netdev dgram and a recorded trace plug into a switch)
 import type { Port, PortContext } from '../ports/port.ts';
 import { StreamEnd } from '../ports/stream.ts';
 import { TapEnd } from '../ports/tap.ts';

@@ -12,33 +12,23 @@ export type Role = 'server' | 'client';
 
 /**
  * What a port leads to. `vhost-user`: a virtual machine; `vduse`: a vDPA device of the kernel; `tap`: an interface of
-<<<<<<< HEAD
- * the host's kernel that is made for it; `af-packet`: an interface of the host, such as a network card; `stream`: a program that takes frames from a unix socket; `vxlan`: a tunnel to
- * another host; `user`: what this user can reach, by passt; `patch`: the patch port of that name on another bridge; `null`: nobody. docs/ports.md has a section on each.
-=======
  * the host's kernel that is made for it; `af-packet`: an interface of the host, such as a network card; `af-xdp`: the
  * same by AF_XDP; `stream`, `dgram`: a program that takes frames from a socket; `pcap`: a capture file; `vxlan`: a
- * tunnel to another host; `user`: what this user can reach, by passt; `null`: nobody. docs/ports.md has a section on each.
->>>>>>> 71c3d56 (Add ports by AF_XDP, of datagrams and of capture files, so that a card, QEMU's -netdev dgram and a recorded trace plug into a switch)
+ * tunnel to another host; `user`: what this user can reach, by passt; `patch`: the
+ * patch port of that name on another bridge; `null`: nobody. docs/ports.md has a section on each.
  */
 export type PortType =
   | 'vhost-user'
   | 'vduse'
   | 'tap'
   | 'af-packet'
-<<<<<<< HEAD
-  | 'stream'
-  | 'vxlan'
-  | 'user'
-  | 'patch'
-=======
   | 'af-xdp'
   | 'stream'
   | 'dgram'
   | 'vxlan'
   | 'pcap'
   | 'user'
->>>>>>> 71c3d56 (Add ports by AF_XDP, of datagrams and of capture files, so that a card, QEMU's -netdev dgram and a recorded trace plug into a switch)
+  | 'patch'
   | 'null';
 
 /** A port as configured. */

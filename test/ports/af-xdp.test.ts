@@ -35,7 +35,8 @@ describe('an AF_XDP port', { skip: ownNetwork() }, () => {
     await using device = await VirtioUser.open({ path: path('a') });
     for (const [i, bytes] of [18, 56, 1472].entries()) await answer(device, ping(macOf(there), i, bytes));
     assert.match(vswitch.port('up').note!, /^interface veth0, native XDP, copied by the kernel$/);
-    assert.match(ip('-d link show veth0'), /prog\/xdp.*promiscuity [1-9]|promiscuity [1-9][^]*prog\/xdp/);
+    assert.match(ip('-d link show veth0'), /promiscuity [1-9]/);
+    assert.match(ip('-d link show veth0'), /prog\/xdp/);
     await vswitch.removePort('up');
     assert.doesNotMatch(ip('-d link show veth0'), /prog\/xdp/);
     ip('link del veth0');
@@ -45,7 +46,8 @@ describe('an AF_XDP port', { skip: ownNetwork() }, () => {
     test(`frames of all sizes cross as they are, tagged and not, by ${queues} queues`, async (t) => {
       const numbers = `numrxqueues ${queues} numtxqueues ${queues}`;
       ip(`link add veth0 ${numbers} type veth peer name veth1 ${numbers}`);
-      for (const name of ['veth0', 'veth1']) ip(`link set ${name} up`);
+      // Room for two tags.
+      for (const name of ['veth0', 'veth1']) ip(`link set ${name} up mtu 1508`);
       const path = sockets(t);
       const side = (name: string) =>
         createSwitch({
