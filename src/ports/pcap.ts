@@ -50,12 +50,13 @@ export class PcapEnd implements End {
   }
 
   start(link: Link): void {
+    // First: what a ring that isn't enabled takes is lost.
+    link.set(true);
     link.open([this.#setup], (reason) => {
       this.state = 'failed';
       link.error(`${this.#path}: ${reason}`);
       link.set(false, 'the file takes no more');
     });
-    link.set(true);
   }
 
   #free(): void {
