@@ -15,7 +15,8 @@ export type Peer =
   | 'guestKernel'
   | 'kernelDevices'
   | 'libvirtSchema'
-  | 'passt';
+  | 'passt'
+  | 'tshark';
 
 /** The repository's root, from dist/test/peers. */
 export const root = fileURLToPath(new URL('../../..', import.meta.url));
@@ -113,6 +114,7 @@ export function peers(): Record<Peer, true | string> {
       existsSync(libvirtSchema) && which('xmllint'),
       'libvirt\'s schema or xmllint is not there: run "node dist/test/peers/setup.js" where apt-get can download and install libxml2-utils',
     ),
+    tshark: need(which('tshark'), 'tshark is not installed: package tshark'),
     passt: need(
       existsSync(passtFolder) && which('ip'),
       'passt or the program ip is not there: run "node dist/test/peers/setup.js" where apt-get can download from Debian and install iproute2',

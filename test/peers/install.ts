@@ -31,6 +31,7 @@ const PACKAGES: Record<Peer, string[]> = {
   kernelDevices: [],
   libvirtSchema: ['libxml2-utils'],
   passt: ['iproute2'],
+  tshark: ['tshark'],
 };
 
 /** 2 MiB pages for as many peers as run side by side. */
