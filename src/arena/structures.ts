@@ -2,6 +2,9 @@
 import type { Arena } from './arena.ts';
 import { constant, fields, type Layout } from './dataplane.ts';
 
+/** Units that a bucket holds at most: it counts billionths of them in 63 bits. */
+const MOST_AT_ONCE = 9e9;
+
 /** A structure in the arena. Numbers are unsigned; stores are sequentially consistent. */
 export class Struct<F extends string> {
   readonly arena: Arena;
@@ -62,12 +65,16 @@ const RULES = [
   'shaper',
   'lineOut',
   'lineIn',
+  'guard',
+  'storm',
   'drops',
   'watches',
 ] as const;
 const BUCKET = ['rate', 'burst'] as const;
 const FIFO = ['at', 'size', 'count'] as const;
 const LINE = ['limit', 'delay', 'jitter', 'random', 'loss', 'duplicate', 'reorder', 'corrupt'] as const;
+const GUARD = ['flags', 'macs', 'ipv4s', 'ipv6s'] as const;
+const STORM = ['kinds', 'bits'] as const;
 const VLANS = ['pvid', 'type', 'tagged'] as const;
 const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
 const WINDOW = ['key', 'arena', 'stamp'] as const;
@@ -98,6 +105,8 @@ export type RulesStruct = Struct<(typeof RULES)[number]>;
 export type FifoStruct = Struct<(typeof FIFO)[number]>;
 export type LineStruct = Struct<(typeof LINE)[number]>;
 export type BucketStruct = Struct<(typeof BUCKET)[number]>;
+export type GuardStruct = Struct<(typeof GUARD)[number]>;
+export type StormStruct = Struct<(typeof STORM)[number]>;
 export type VlansStruct = Struct<(typeof VLANS)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
 export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
@@ -127,6 +136,8 @@ export class Structures {
       bucket: fields(layout, 'Bucket', BUCKET),
       fifo: fields(layout, 'Fifo', FIFO),
       line: fields(layout, 'Line', LINE),
+      guard: fields(layout, 'Guard', GUARD),
+      storm: fields(layout, 'Storm', STORM),
       vlans: fields(layout, 'Vlans', VLANS),
       region: fields(layout, 'Region', REGION),
       reception: fields(layout, 'Reception', RECEPTION),
@@ -179,7 +190,17 @@ export class Structures {
   fillBucket(at: number, rate: number, burst: number): void {
     const bucket = this.bucket(at);
     bucket.set64('rate', BigInt(Math.round(rate)));
-    bucket.set64('burst', BigInt(Math.round(burst)) * 1_000_000_000n);
+    bucket.set64('burst', BigInt(Math.round(Math.min(burst, MOST_AT_ONCE))) * 1_000_000_000n);
+  }
+
+  /** Who a port may send as, at an offset of the arena. */
+  guard(at: number): GuardStruct {
+    return new Struct(this.#arena, at, this.#offsets.guard);
+  }
+
+  /** How much a port may send to all, at an offset of the arena. */
+  storm(at: number): StormStruct {
+    return new Struct(this.#arena, at, this.#offsets.storm);
   }
 
   /** The VLANs of a port, at an offset of the arena. */

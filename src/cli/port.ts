@@ -20,7 +20,14 @@ Rules for the frames of a port, which \`vireo port set\` changes while it is the
   burst-out=, queue-out=BYTES  what goes at once, and what may wait in each of the 8 queues
   delay-in=, delay-out=TIME    how long frames from the guest, and to it, are under way, such as 10ms;
                        so with jitter-in= and -out=, and loss-, duplicate-, reorder-, corrupt- of a
-                       share, such as loss-out=1%; limit- frames under way; seed=N: the same each time`;
+                       share, such as loss-out=1%; limit- frames under way; seed=N: the same each time
+  allow-mac=LIST       the MACs that it sends from, such as 52:54:00:12:34:56+52:54:00:12:34:57
+  allow-ip=LIST        the addresses and prefixes that it sends from, such as 10.0.0.5+2001:db8::/64
+  ra-guard=true        no Router Advertisements and Redirects from it
+  dhcp-guard=true      no messages of DHCP and DHCPv6 servers from it
+  storm-broadcast=RATE most that it sends to everybody, such as 1000pps or 10Mbit; to groups:
+  storm-multicast=RATE and to addresses that aren't known:
+  storm-unknown=RATE`;
 
 export const PORT_FORM = `
 A port is NAME=TYPE:TARGET[,key=value…]:

@@ -4,13 +4,14 @@
  */
 import { forgetTime } from './clock';
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
-import { drop, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_VLAN, Vring } from './layout';
+import { drop, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_STORM, STAGE_VLAN, Vring } from './layout';
 import { admit, fidOf, reaches, RULE_ISOLATED, rulesOf, turnAway } from './rules';
 import {
   destinationSlot, FLOOD, frameAt, listSlot, markSlot, noteAt, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
 } from './scratch';
 import { deliver } from './spread';
 import { recordCasts } from './statistics';
+import { calm } from './storm';
 import { forgetNotes } from './vlan';
 import { explainIn, REASON_DROP, showWatched } from './watch';
 
@@ -80,6 +81,10 @@ function forward(source: Vring, count: u32): void {
     }
   }
   if (only == NO_PORT) return;
+  if (ruled && rules.ingress & STAGE_STORM && (only == FLOOD || !uniform)) {
+    calm(rules, count);
+    uniform = false;
+  }
   if (uniform && only != FLOOD) {
     deliver(portAt(only), count, true);
     return;

@@ -76,6 +76,18 @@ export const SHAPER_STRIDE: usize = L.SHAPER_STRIDE;
 export const LINE_FIFOS: usize = L.LINE_FIFOS;
 export const LINE_VRING: usize = L.LINE_VRING;
 export const LINE_STRIDE: usize = L.LINE_STRIDE;
+export const STAGE_GUARD: u32 = L.STAGE_GUARD;
+export const STAGE_STORM: u32 = L.STAGE_STORM;
+export const GUARD_ENTRIES: u32 = L.GUARD_ENTRIES;
+export const GUARD_MAC: u32 = L.GUARD_MAC;
+export const GUARD_IP: u32 = L.GUARD_IP;
+export const GUARD_RA: u32 = L.GUARD_RA;
+export const GUARD_DHCP: u32 = L.GUARD_DHCP;
+export const GUARD_MACS: usize = L.GUARD_MACS;
+export const GUARD_IPV4S: usize = L.GUARD_IPV4S;
+export const GUARD_IPV6S: usize = L.GUARD_IPV6S;
+export const GUARD_STRIDE: usize = L.GUARD_STRIDE;
+export const STORM_STRIDE: usize = L.STORM_STRIDE;
 export const NO_VLAN: u32 = L.NO_VLAN;
 export const NO_TAGS: u32 = L.NO_TAGS;
 export const MEMBERS_OFFSET: usize = L.MEMBERS_OFFSET;
@@ -140,6 +152,8 @@ export const Rules_shaper: usize = offsetof<L.Rules>('shaper');
 export const Rules_lineOut: usize = offsetof<L.Rules>('lineOut');
 export const Rules_lineIn: usize = offsetof<L.Rules>('lineIn');
 export const Rules_watches: usize = offsetof<L.Rules>('watches');
+export const Rules_guard: usize = offsetof<L.Rules>('guard');
+export const Rules_storm: usize = offsetof<L.Rules>('storm');
 export const Rules_drops: usize = offsetof<L.Rules>('drops');
 
 export const Fifo_at: usize = offsetof<L.Fifo>('at');
@@ -158,6 +172,14 @@ export const Line_corrupt: usize = offsetof<L.Line>('corrupt');
 export const Bucket_rate: usize = offsetof<L.Bucket>('rate');
 export const Bucket_burst: usize = offsetof<L.Bucket>('burst');
 export const BUCKET_STRIDE: usize = L.BUCKET_STRIDE;
+
+export const Guard_flags: usize = offsetof<L.Guard>('flags');
+export const Guard_macs: usize = offsetof<L.Guard>('macs');
+export const Guard_ipv4s: usize = offsetof<L.Guard>('ipv4s');
+export const Guard_ipv6s: usize = offsetof<L.Guard>('ipv6s');
+
+export const Storm_kinds: usize = offsetof<L.Storm>('kinds');
+export const Storm_bits: usize = offsetof<L.Storm>('bits');
 
 export const Vlans_pvid: usize = offsetof<L.Vlans>('pvid');
 export const Vlans_type: usize = offsetof<L.Vlans>('type');

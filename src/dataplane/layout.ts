@@ -143,6 +143,10 @@ export class Rules {
   isolated: u32;
   /** Which VLANs the port is in (`Vlans`), with STAGE_VLAN. */
   vlans: usize;
+  /** Who the port may send as (`Guard`), with STAGE_GUARD. */
+  guard: usize;
+  /** How much it may send to all (`Storm`), with STAGE_STORM. */
+  storm: usize;
   /** Frames that the rules have turned away, by reason (RULE_…): `u64[RULE_REASONS]`. */
   drops: usize;
   /** What the guest may send (police.ts): a bucket of bits and one of packets, those of rate 0 unused; with STAGE_POLICE. */
@@ -182,6 +186,8 @@ export const STAGE_SHAPE: u32 = 512;
 export const STAGE_LINE: u32 = 1024;
 /** Of frames from the port the first stage, of frames to it the last. */
 export const STAGE_CAPTURE: u32 = 0x8000_0000;
+export const STAGE_GUARD: u32 = 4;
+export const STAGE_STORM: u32 = 8;
 
 /** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
 export const RULE_REASONS: u32 = 32;
@@ -262,6 +268,43 @@ export const LINE_FIFOS: usize = 128;
 export const LINE_VRING: usize = LINE_FIFOS + 2 * FIFO_STRIDE;
 
 export const BUCKET_STRIDE: usize = (offsetof<Bucket>() + 63) & ~63;
+
+/** Who a port may send as (guard.ts), with lists behind it. */
+@unmanaged
+export class Guard {
+  /** GUARD_… */
+  flags: u32;
+  /** Entries of each list. */
+  macs: u32;
+  ipv4s: u32;
+  ipv6s: u32;
+}
+
+/** Guard.flags: the list of MACs, and that of addresses, hold; no router, and no DHCP server. */
+export const GUARD_MAC: u32 = 1;
+export const GUARD_IP: u32 = 2;
+export const GUARD_RA: u32 = 4;
+export const GUARD_DHCP: u32 = 8;
+/** Entries in each list of a Guard. */
+export const GUARD_ENTRIES: u32 = 64;
+/** Behind a Guard: MACs, u64 each; IPv4 addresses with their masks, u32 each; those of IPv6, 16 bytes each. */
+export const GUARD_MACS: usize = 64;
+export const GUARD_IPV4S: usize = GUARD_MACS + <usize>GUARD_ENTRIES * 8;
+export const GUARD_IPV6S: usize = GUARD_IPV4S + <usize>GUARD_ENTRIES * 8;
+export const GUARD_STRIDE: usize = GUARD_IPV6S + <usize>GUARD_ENTRIES * 32;
+
+/** How much a port may send to all (storm.ts): a `Bucket` for each kind stands behind it, BUCKET_STRIDE apart. */
+@unmanaged
+export class Storm {
+  /** A bit for each kind that has a bound, and for each whose bound is in bits, not packets. */
+  kinds: u32;
+  bits: u32;
+}
+
+export const STORM_BROADCAST: u32 = 0;
+export const STORM_MULTICAST: u32 = 1;
+export const STORM_UNKNOWN: u32 = 2;
+export const STORM_STRIDE: usize = BUCKET_STRIDE * 4;
 
 /** Which VLANs a port is in, and how (vlan.ts). */
 @unmanaged

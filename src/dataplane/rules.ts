@@ -8,8 +8,10 @@
  *
  * Each stage has a file of its own and a bit (STAGE_…). One that turns frames away counts them by reason.
  */
+import { screen } from './guard';
 import {
-  Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_CAPTURE, STAGE_ISOLATION, STAGE_LINE, STAGE_POLICE, STAGE_SHAPE, STAGE_VLAN, Vring,
+  Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_CAPTURE, STAGE_GUARD, STAGE_ISOLATION, STAGE_LINE, STAGE_POLICE, STAGE_SHAPE,
+  STAGE_VLAN, Vring,
 } from './layout';
 import { fromLine, intoLine } from './line';
 import { police } from './police';
@@ -30,6 +32,15 @@ export const RULE_LOSS_IN: u32 = 7;
 export const RULE_LOSS_OUT: u32 = 8;
 export const RULE_LIMIT_IN: u32 = 9;
 export const RULE_LIMIT_OUT: u32 = 10;
+export const RULE_SPOOFED_MAC: u32 = 11;
+export const RULE_SPOOFED_IP: u32 = 12;
+export const RULE_SPOOFED_ARP: u32 = 13;
+export const RULE_SPOOFED_ND: u32 = 14;
+export const RULE_ROUTER_ADVERTISEMENT: u32 = 15;
+export const RULE_DHCP_SERVER: u32 = 16;
+export const RULE_HIDDEN_HEADERS: u32 = 17;
+/** And of the other kinds (STORM_…) behind it. */
+export const RULE_STORM_BROADCAST: u32 = 18;
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -64,6 +75,7 @@ export function admit(source: Vring, rules: Rules, count: u32): void {
   if (rules.ingress & STAGE_LINE) fromLine(source.port, rules, count);
   if (rules.ingress & STAGE_CAPTURE) watchIn(rules, count);
   if (rules.ingress & STAGE_POLICE) police(rules, count);
+  if (rules.ingress & STAGE_GUARD) screen(rules, count);
   if (rules.ingress & STAGE_VLAN) classify(rules, portAt(source.port).bridge, count);
 }
 

@@ -2,7 +2,7 @@
  * The generator's options as people write them: ports, sizes, ranges, rates, durations. What can't be read throws a
  * RangeError that says what was expected and what was found.
  */
-import { isIPv4, isIPv6 } from 'node:net';
+import { ipNumber } from '../ports/addresses.ts';
 import { isInterfaceName } from '../sys/index.ts';
 import { MOST_FRAMES } from './frames.ts';
 import { type GenPort, MODES, type Mode, type Range, type Rate } from './types.ts';
@@ -128,18 +128,15 @@ export function parseAddresses(text: string): { version: 4 | 6; range: Range } {
 }
 
 function ipv4Number(text: string): bigint {
-  if (!isIPv4(text)) refuse('an IPv4 address such as 198.18.0.1, or an IPv6 address', text);
-  return text.split('.').reduce((sum, octet) => (sum << 8n) | BigInt(octet), 0n);
+  const address = ipNumber(text);
+  return address?.bits === 32
+    ? address.value
+    : refuse('an IPv4 address such as 198.18.0.1, or an IPv6 address', text);
 }
 
 function ipv6Number(text: string): bigint {
-  if (!isIPv6(text) || /[%.]/.test(text)) refuse('an IPv6 address such as 2001:2::1', text);
-  const [head = '', tail] = text.split('::');
-  const groups = (part: string) => part.split(':').filter((group) => group !== '');
-  const front = groups(head);
-  const back = tail === undefined ? [] : groups(tail);
-  const middle = Array.from({ length: 8 - front.length - back.length }, () => '0');
-  return [...front, ...middle, ...back].reduce((sum, group) => (sum << 16n) | BigInt(`0x${group}`), 0n);
+  const address = ipNumber(text);
+  return address?.bits === 128 ? address.value : refuse('an IPv6 address such as 2001:2::1', text);
 }
 
 export const parseUdpPorts = (text: string): Range =>

@@ -26,3 +26,18 @@ export function dgramTarget(
   const { address, port } = udp;
   return port === undefined ? undefined : { udp: { address, port } };
 }
+
+/** The number of an IPv4 or IPv6 address, and its bits; undefined: it is none. */
+export function ipNumber(text: string): { bits: 32 | 128; value: bigint } | undefined {
+  if (isIPv4(text)) return { bits: 32, value: joined(text.split('.'), 8n, 10) };
+  if (!isIPv6(text) || /[%.]/.test(text)) return undefined;
+  const [head = '', tail] = text.split('::');
+  const groups = (part: string) => part.split(':').filter((group) => group !== '');
+  const front = groups(head);
+  const back = tail === undefined ? [] : groups(tail);
+  const middle = Array.from({ length: 8 - front.length - back.length }, () => '0');
+  return { bits: 128, value: joined([...front, ...middle, ...back], 16n, 16) };
+}
+
+const joined = (parts: string[], bits: bigint, base: number) =>
+  parts.reduce((sum, part) => (sum << bits) | BigInt(Number.parseInt(part, base)), 0n);

@@ -111,6 +111,20 @@ export interface PortSpec {
   limitOut?: number;
   /** Makes a run of losses and the like that can be repeated: 0 to 4294967295; default: drawn. */
   seed?: number;
+  /** The MACs that it sends from, such as `52:54:00:12:34:56+52:54:00:12:34:57`; default: any. */
+  allowMac?: string;
+  /** The addresses and prefixes that it sends from, such as `10.0.0.5+2001:db8::/64`; default: any. */
+  allowIp?: string;
+  /** No Router Advertisements and Redirects (IPv6) from it; default false. */
+  raGuard?: boolean;
+  /** No messages of DHCP and DHCPv6 servers from it; default false. */
+  dhcpGuard?: boolean;
+  /** Most that it sends to everybody: packets (`1000pps`) or bits (`10Mbit`) a second; default: any. */
+  stormBroadcast?: string;
+  /** Most that it sends to groups. */
+  stormMulticast?: string;
+  /** Most that it sends to addresses that aren't known. */
+  stormUnknown?: string;
 }
 
 /** Fields of a port to be set anew; null: back to the default. */
