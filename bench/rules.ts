@@ -9,6 +9,7 @@ import { setAffinity } from '../src/sys/index.ts';
 import { VirtioUser } from '../src/virtio-user/device.ts';
 import { skipWithout } from '../test/peers/available.ts';
 import { Testpmd, virtioUser } from '../test/peers/dpdk.ts';
+import { until } from '../test/peers/process.ts';
 import { Vireo } from '../test/peers/vireo.ts';
 import { BURSTS, GUEST_CPU, RING, SWITCH_CPU } from './load.ts';
 import { machine, percentile, type Spread, showSpread, spread, table, writeSection } from './report.ts';
@@ -31,6 +32,8 @@ const LARGE = 1500;
 const WINDOW = 0.4;
 const SHAPED_SECONDS = 10;
 const ROUNDS = 300;
+/** Milliseconds that anything may take. */
+const LIMIT = 5000;
 
 export interface Result {
   machine: string;
@@ -112,6 +115,9 @@ async function delayed(poll: 'adaptive' | 'busy', delay: string): Promise<Result
   await using vireo = await Vireo.start({ ports: ['a', 'b'], poll, cpu: SWITCH_CPU });
   await using a = await VirtioUser.open({ path: join(vireo.directory, 'a') });
   await using b = await VirtioUser.open({ path: join(vireo.directory, 'b') });
+  await until('both guests are up', LIMIT, async () =>
+    (await vireo.control.ports()).every(({ state }) => state === 'up'),
+  );
   await vireo.control.setPort('b', { delayOut: delay });
   const bytes = new Uint8Array(60);
   bytes.set([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
@@ -120,7 +126,8 @@ async function delayed(poll: 'adaptive' | 'busy', delay: string): Promise<Result
     await sleep(1);
     const start = performance.now();
     a.send(bytes);
-    while (b.receive() === undefined);
+    while (b.receive() === undefined)
+      if (performance.now() - start > LIMIT) throw new Error(`a frame didn't arrive within ${LIMIT} ms`);
     if (round >= 0) times.push(1000 * (performance.now() - start - Number.parseFloat(delay)));
   }
   const early = times.filter((time) => time < 0).length;

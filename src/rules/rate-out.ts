@@ -7,15 +7,17 @@ import { bitRate, byteCount, readBytes, readRate } from './units.ts';
 import { countLost, haveSizes, layOut, roomOf } from './waiting.ts';
 
 /** By default a burst is what the rate brings in this part of a second, and at least so many bytes. */
-const PART = 0.001;
+const PART = 0.01;
 const LEAST = 16_384;
+/** More doesn't fit into the counter of a bucket. */
+const MOST = 2 ** 30;
 const QUEUE = 256 * 1024;
 const FULL = REASONS.findIndex(({ name }) => name === 'queueOut');
 
 export const rateOut: Rule = {
   fields: {
     rateOut: bitRate,
-    burstOut: byteCount([1, 2 ** 30], '1 to 1024MiB'),
+    burstOut: byteCount([1, MOST], '1 to 1024MiB'),
     // The longest frame fits twice, whatever of the memory is lost at its end.
     queueOut: byteCount([2 ** 17, 2 ** 22], '128KiB to 4MiB'),
   },
@@ -44,7 +46,7 @@ export const rateOut: Rule = {
         layOut(table, at + fifos, at + stride, sizes);
       }
       const bits = readRate(port.rateOut!)!.bits!;
-      const burst = readBytes(port.burstOut ?? 0) || Math.max(LEAST, (bits / 8) * PART);
+      const burst = readBytes(port.burstOut ?? 0) || Math.min(MOST, Math.max(LEAST, (bits / 8) * PART));
       structures.fillBucket(at + structures.constant('SHAPER_BUCKET'), bits, 8 * burst);
       rules.set('shaper', at);
     }

@@ -87,7 +87,7 @@ export interface PortSpec {
   burstIn?: string | number;
   /** Rate of what goes to the guest, such as `100Mbit`: what is beyond waits, by priority. */
   rateOut?: string;
-  /** Bytes that go at once, such as `64KiB`; default: what the rate brings in 1 ms, at least 16 KiB. */
+  /** Bytes that go at once, such as `64KiB`; default: what the rate brings in 10 ms, at least 16 KiB. */
   burstOut?: string | number;
   /** Bytes that may wait in each of the 8 queues, 128KiB to 4MiB; default 256 KiB. */
   queueOut?: string | number;

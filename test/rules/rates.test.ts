@@ -54,6 +54,15 @@ test('a frame longer than the burst passes when the burst is full', async (t) =>
   assert.deepEqual(got, [TO_B(1500, 1)]);
 });
 
+test('the highest rates let everything through', async (t) => {
+  const fields = { rateIn: '1000Gbit+1Gpps', rateOut: '1000Gbit' };
+  const { exchange, vswitch } = await lab(t, { a: fields, b: fields });
+  const sent = many(200);
+  assert.deepEqual((await exchange('a', ...sent)).b, sent);
+  await vswitch.setPort('a', { burstIn: '1024MiB', burstOut: '1024MiB' });
+  assert.deepEqual((await exchange('a', ...sent)).b, sent);
+});
+
 test('what is no rate is told by its field', () => {
   const refused = (fields: object, words: RegExp) =>
     assert.throws(() => checkPortSpec({ name: 'a', type: 'null', target: '', ...fields }), words);
