@@ -84,34 +84,36 @@ test('a capture of one port, and of any, has each frame where it passes, in orde
   assert.deepEqual(await exchange('a', hello), { b: [hello], c: [hello] });
 });
 
-test('frames that were dropped say why', async (t) => {
-  const { vswitch, guests, exchange } = await lab(t, { a: { isolated: true }, b: { isolated: true }, c: {} });
-  await exchange('b', frame(BROADCAST, mac(2)));
-  const toIsolated = frame(mac(2), mac(1));
-  const toSelf = frame(mac(3), mac(3));
-  const taken = await during(vswitch, { port: 'any', filter: 'not ether broadcast' }, async () => {
-    await exchange('a', toIsolated);
-    await exchange('c', toSelf);
-  });
-  assert.deepEqual(told(taken), [
-    ['a', 'in', toIsolated.toString('hex'), 'dropped: isolated'],
-    ['c', 'in', toSelf.toString('hex'), 'dropped: samePort'],
-  ]);
+for (const packed of [false, true])
+  test(`frames that were dropped say why, ${packed ? 'packed' : 'split'} rings, two workers`, async (t) => {
+    const ports = { a: { isolated: true }, b: { isolated: true }, c: {} };
+    const { vswitch, guests, exchange } = await lab(t, ports, { workers: 2 }, { packed });
+    await exchange('b', frame(BROADCAST, mac(2)));
+    const toIsolated = frame(mac(2), mac(1));
+    const toSelf = frame(mac(3), mac(3));
+    const taken = await during(vswitch, { port: 'any', filter: 'not ether broadcast' }, async () => {
+      await exchange('a', toIsolated);
+      await exchange('c', toSelf);
+    });
+    assert.deepEqual(told(taken), [
+      ['a', 'in', toIsolated.toString('hex'), 'dropped: isolated'],
+      ['c', 'in', toSelf.toString('hex'), 'dropped: samePort'],
+    ]);
 
-  // The guest of c doesn't give its buffers back: its ring has 256.
-  const burst = await during(vswitch, { port: 'c', filter: 'ether src 02:00:00:00:00:01' }, async () => {
-    for (let i = 0; i < 300; ) {
-      if (guests.a!.send(frame(BROADCAST, mac(1), 60, i))) i++;
-      else await new Promise(setImmediate);
-    }
-    while (guests.a!.pending() > 0) await new Promise(setImmediate);
+    // The guest of c doesn't give its buffers back: its ring has 256.
+    const burst = await during(vswitch, { port: 'c', filter: 'ether src 02:00:00:00:00:01' }, async () => {
+      for (let i = 0; i < 300; ) {
+        if (guests.a!.send(frame(BROADCAST, mac(1), 60, i))) i++;
+        else await new Promise(setImmediate);
+      }
+      while (guests.a!.pending() > 0) await new Promise(setImmediate);
+    });
+    const dropped = burst.packets.filter(({ comment }) => comment === 'dropped: ringFull');
+    assert.equal(burst.packets.length, 300);
+    assert.equal(dropped.length, vswitch.port('c').drops.ringFull);
+    assert.ok(dropped.length > 0);
+    assert.ok(burst.packets.slice(0, 100).every(({ comment }) => comment === undefined));
   });
-  const dropped = burst.packets.filter(({ comment }) => comment === 'dropped: ringFull');
-  assert.equal(burst.packets.length, 300);
-  assert.equal(dropped.length, vswitch.port('c').drops.ringFull);
-  assert.ok(dropped.length > 0);
-  assert.ok(burst.packets.slice(0, 100).every(({ comment }) => comment === undefined));
-});
 
 test('VLAN tags are as they are on each port', async (t) => {
   const { vswitch, exchange } = await lab(t, { a: { vlan: 10 }, b: { trunk: '10' }, c: { vlan: 20 } });
