@@ -37,6 +37,7 @@ import type {
   BridgeSpec,
   BridgeStatus,
   CaptureOptions,
+  CaptureStream,
   FdbEntry,
   PortChange,
   PortDetail,
@@ -67,14 +68,6 @@ export interface SwitchControl {
   status(): SwitchStatus;
   capture(options: CaptureOptions): Promise<CaptureStream>;
   stopCapture(id: number): void;
-}
-
-/** A capture that runs. */
-export interface CaptureStream {
-  readonly id: number;
-  stream(): AsyncIterable<Buffer>;
-  /** Ends it, whoever reads. */
-  close(): Promise<void>;
 }
 
 /** Bounds of a client; the defaults suit people and scripts. */

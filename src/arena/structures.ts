@@ -76,6 +76,7 @@ const LINE = ['limit', 'delay', 'jitter', 'random', 'loss', 'duplicate', 'reorde
 const GUARD = ['flags', 'macs', 'ipv4s', 'ipv6s'] as const;
 const STORM = ['kinds', 'bits'] as const;
 const VLANS = ['pvid', 'type', 'tagged'] as const;
+const BRIDGE = ['ageing', 'filters'] as const;
 const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
 const WINDOW = ['key', 'arena', 'stamp'] as const;
 const RECEPTION = ['filter', 'hashed', 'hashTypes', 'rss', 'mac', 'unicasts', 'multicasts'] as const;
@@ -108,6 +109,7 @@ export type BucketStruct = Struct<(typeof BUCKET)[number]>;
 export type GuardStruct = Struct<(typeof GUARD)[number]>;
 export type StormStruct = Struct<(typeof STORM)[number]>;
 export type VlansStruct = Struct<(typeof VLANS)[number]>;
+export type BridgeStruct = Struct<(typeof BRIDGE)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
 export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
 export type CommandStruct = Struct<(typeof COMMAND)[number]>;
@@ -139,6 +141,7 @@ export class Structures {
       guard: fields(layout, 'Guard', GUARD),
       storm: fields(layout, 'Storm', STORM),
       vlans: fields(layout, 'Vlans', VLANS),
+      bridge: fields(layout, 'Bridge', BRIDGE),
       region: fields(layout, 'Region', REGION),
       reception: fields(layout, 'Reception', RECEPTION),
       command: fields(layout, 'Command', COMMAND),
@@ -206,6 +209,12 @@ export class Structures {
   /** The VLANs of a port, at an offset of the arena. */
   vlans(at: number): VlansStruct {
     return new Struct(this.#arena, at, this.#offsets.vlans);
+  }
+
+  /** A bridge by its number. */
+  bridge(index: number): BridgeStruct {
+    const at = this.constant('BRIDGES') + index * this.constant('BRIDGE_STRIDE');
+    return new Struct(this.#arena, at, this.#offsets.bridge);
   }
 
   /** The region at a place of a port's table. */

@@ -6,7 +6,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Arena, clock, fields, type Range, Struct, type Structures } from '../arena/index.ts';
 import { REASONS } from '../rules/reasons.ts';
-import type { CaptureOptions } from '../switch/types.ts';
+import type { CaptureOptions, CaptureStream } from '../switch/types.ts';
 import { DROP_REASONS } from '../vhost/net-device.ts';
 import { compileFilter } from './filter-code.ts';
 import { type Captured, interfaceBlock, packetBlock, sectionBlock, statisticsBlock } from './pcapng.ts';
@@ -35,7 +35,7 @@ const CHUNK = 1 << 18;
 const REST = 10;
 const BOTH_WAYS = 3;
 
-export class Capture {
+export class Capture implements CaptureStream {
   /** Tells it from others of its switch. */
   readonly id: number;
   readonly options: CaptureOptions;

@@ -4,7 +4,7 @@
  */
 import { forgetTime } from './clock';
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
-import { drop, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_STORM, STAGE_VLAN, Vring } from './layout';
+import { bridgeAt, drop, DROP_RESERVED, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_STORM, STAGE_VLAN, Vring } from './layout';
 import { admit, fidOf, reaches, RULE_ISOLATED, rulesOf, turnAway } from './rules';
 import {
   destinationSlot, FLOOD, frameAt, listSlot, markSlot, noteAt, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
@@ -17,6 +17,13 @@ import { explainIn, REASON_DROP, showWatched } from './watch';
 
 /** The group bit of an address, as loaded little-endian. */
 const GROUP: u64 = 1;
+/** 01-80-C2-00-00-00 to -0F, by which bridges and links speak to each other (IEEE 802.1Q, table 8-1). */
+const RESERVED: u64 = 0x0000_00c2_8001;
+const RESERVED_MASK: u64 = 0xf0ff_ffff_ffff;
+/** The one for pauses, which concern a single link (IEEE 802.3, 31B). */
+const PAUSE: u64 = 0x0100_00c2_8001;
+/** In place of a port: the frame goes no further for its address. */
+const RESERVED_PORT: u32 = 0xffff_fffd;
 
 /** Switches the first `count` frames of this worker's burst, which came from `source`. */
 export function bridge(source: Vring, count: u32): void {
@@ -63,6 +70,7 @@ function forward(source: Vring, count: u32): void {
       lastDestination = destination;
       const port = destination & GROUP ? NO_PORT : lookup(destination, fid);
       lastPort = port == NO_PORT ? FLOOD : port;
+      if (destination & GROUP && isFiltered(from, destination)) lastPort = RESERVED_PORT;
       if (ruled && port != NO_PORT && !reaches(rules, port)) lastPort = NOWHERE;
     }
     packet.destination = lastPort;
@@ -70,6 +78,11 @@ function forward(source: Vring, count: u32): void {
       packet.destination = NOWHERE;
       drop(source, DROP_SAME_PORT);
       if (ruled && rules.ingress & STAGE_CAPTURE) explainIn(i, REASON_DROP + DROP_SAME_PORT);
+      uniform = false;
+    } else if (lastPort == RESERVED_PORT) {
+      packet.destination = NOWHERE;
+      drop(source, DROP_RESERVED);
+      if (ruled && rules.ingress & STAGE_CAPTURE) explainIn(i, REASON_DROP + DROP_RESERVED);
       uniform = false;
     } else if (lastPort == NOWHERE) {
       turnAway(rules, i, RULE_ISOLATED);
@@ -102,6 +115,13 @@ function forward(source: Vring, count: u32): void {
     }
     if (n > 0) deliver(portAt(port), n, false);
   }
+}
+
+/** Is a group's address one that no bridge passes on, or not this one? */
+@inline
+function isFiltered(from: u32, destination: u64): bool {
+  if ((destination & RESERVED_MASK) != RESERVED) return false;
+  return destination == PAUSE || bridgeAt(portAt(from).bridge).filters != 0;
 }
 
 /** Lists the ports that the burst goes to, each once; returns how many. */

@@ -6,7 +6,7 @@
  * most four cache lines, and an address finds room up to loads that the bound of entries never reaches. An entry's
  * first word holds address and port together, so that a reader needs no lock; whoever adds or removes takes one.
  */
-import { BRIDGES, FDB, header, Header, Port, portAt } from './layout';
+import { bridgeAt, FDB, header, Header, Port, portAt } from './layout';
 import { acquire, release } from './lock';
 
 @unmanaged
@@ -31,7 +31,7 @@ const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 /** Seconds after which an address with this identifier is forgotten. */
 @inline
 function ageingOf(fid: u32): u32 {
-  const own = load<u32>(BRIDGES + ((<usize>fid >> 12) << 2));
+  const own = bridgeAt(fid >> 12).ageing;
   return own != 0 ? own : header().ageing;
 }
 

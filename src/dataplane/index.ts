@@ -28,6 +28,9 @@ export { fromXdp, prepareXdp, toXdp } from './xdp';
 
 export const HEADER: usize = L.HEADER;
 export const BRIDGES: usize = L.BRIDGES;
+export const BRIDGE_STRIDE: usize = L.BRIDGE_STRIDE;
+export const Bridge_ageing: usize = offsetof<L.Bridge>('ageing');
+export const Bridge_filters: usize = offsetof<L.Bridge>('filters');
 export const PORTS: usize = L.PORTS;
 export const WORKERS: usize = L.WORKERS;
 export const FDB: usize = L.FDB;

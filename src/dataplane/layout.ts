@@ -96,6 +96,15 @@ export class Worker {
 
 export const SLEEPING: u32 = 0xffff_ffff;
 
+/** A bridge, at its number's place in BRIDGES. */
+@unmanaged
+export class Bridge {
+  /** Seconds after which an address is forgotten; 0: the header's. */
+  ageing: u32;
+  /** 1: frames to addresses that are reserved for bridges go no further (IEEE 802.1Q, 8.6.3). */
+  filters: u32;
+}
+
 /** A port of the switch. */
 @unmanaged
 export class Port {
@@ -475,7 +484,8 @@ export const DROP_NO_GUEST: u32 = 5;
 export const DROP_BROKEN: u32 = 6;
 export const DROP_DISABLED: u32 = 7;
 export const DROP_BAD_OFFLOAD: u32 = 8;
-export const DROP_REASONS: u32 = 9;
+export const DROP_RESERVED: u32 = 9;
+export const DROP_REASONS: u32 = 10;
 
 /** A virtqueue seen from the device (vhost). */
 @unmanaged
@@ -565,6 +575,7 @@ export class Vring {
   drop6: u64;
   drop7: u64;
   drop8: u64;
+  drop9: u64;
   /** Frames by size: below 64 B, 64, to 127, to 255, to 511, to 1023, to 1518, longer (statistics.ts). */
   sizes: u64;
   size1: u64;
@@ -729,6 +740,9 @@ export const XDP_QUEUE_STRIDE: usize = (offsetof<XdpQueue>() + 63) & ~63;
 export const TRANSFER_STRIDE: usize = (offsetof<Transfer>() + 63) & ~63;
 
 @inline export function header(): Header { return changetype<Header>(HEADER); }
+export const BRIDGE_STRIDE: usize = offsetof<Bridge>();
+
+@inline export function bridgeAt(index: u32): Bridge { return changetype<Bridge>(BRIDGES + <usize>index * BRIDGE_STRIDE); }
 @inline export function portAt(index: u32): Port { return changetype<Port>(PORTS + <usize>index * PORT_STRIDE); }
 @inline export function drop(vring: Vring, reason: u32, count: u64 = 1): void {
   const at = changetype<usize>(vring) + offsetof<Vring>("drops") + (<usize>reason << 3);

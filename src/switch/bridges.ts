@@ -1,5 +1,5 @@
 /** The bridges of a switch: their names, their numbers in the data plane, and what is set for each. */
-import type { Arena, Structures } from '../arena/index.ts';
+import type { Structures } from '../arena/index.ts';
 import { SwitchError } from './errors.ts';
 import { show } from './schema.ts';
 import type { BridgeSpec, PortSpec } from './types.ts';
@@ -11,12 +11,12 @@ export const DEFAULT_BRIDGE = 'default';
 export const bridgeOf = ({ bridge = DEFAULT_BRIDGE }: Pick<PortSpec, 'bridge'>): string => bridge;
 
 export class Bridges {
-  readonly #arena: Arena;
   readonly #structures: Structures;
   readonly #bridges = new Map<string, { index: number; spec: BridgeSpec }>();
+  /** How many ports each has. */
+  #ports = new Map<string, number>();
 
-  constructor(arena: Arena, structures: Structures) {
-    this.#arena = arena;
+  constructor(structures: Structures) {
     this.#structures = structures;
     this.#bridges.set(DEFAULT_BRIDGE, { index: 0, spec: { name: DEFAULT_BRIDGE } });
   }
@@ -90,8 +90,23 @@ export class Bridges {
     this.#bridges.delete(name);
   }
 
+  /** Tells which ports there are: what a bridge does with reserved addresses depends on their number. */
+  count(ports: Iterable<PortSpec>): void {
+    this.#ports = new Map();
+    for (const port of ports) this.#ports.set(bridgeOf(port), (this.#ports.get(bridgeOf(port)) ?? 0) + 1);
+    for (const spec of this.list()) this.#write(spec);
+  }
+
+  /** What becomes of frames to addresses that are reserved for bridges. */
+  reserved(name: string): 'pass' | 'filter' {
+    const { reserved = 'auto' } = this.get(name);
+    if (reserved !== 'auto') return reserved;
+    return (this.#ports.get(name) ?? 0) > 2 ? 'filter' : 'pass';
+  }
+
   #write({ name, ageing = 0 }: BridgeSpec): void {
-    const at = this.#structures.constant('BRIDGES') + 4 * this.#bridges.get(name)!.index;
-    Atomics.store(this.#arena.u32, at >>> 2, ageing);
+    const { index } = this.#bridges.get(name)!;
+    this.#structures.bridge(index).set('ageing', ageing);
+    this.#structures.bridge(index).set('filters', this.reserved(name) === 'filter' ? 1 : 0);
   }
 }

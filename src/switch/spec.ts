@@ -273,7 +273,11 @@ const cpuList = z
 const ageing = wholeNumber(1, 1_000_000, ' of seconds');
 
 const bridgeObject = z.strictObject(
-  { name: name("a bridge's", 'lab'), ageing: ageing.optional() },
+  {
+    name: name("a bridge's", 'lab'),
+    ageing: ageing.optional(),
+    reserved: z.enum(['auto', 'pass', 'filter'], expected('"auto", "pass" or "filter"')).optional(),
+  },
   expected('a bridge: a map with name, such as { name: lab }'),
 );
 const bridgeKeys = Object.keys(bridgeObject.shape);

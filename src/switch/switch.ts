@@ -48,6 +48,7 @@ import type {
   BridgeSpec,
   BridgeStatus,
   CaptureOptions,
+  CaptureStream,
   FdbEntry,
   PortChange,
   PortDetail,
@@ -112,7 +113,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #io: IoThreads;
   readonly #poller: PollerLease = sharedPoller();
   readonly #ports = new Map<string, Entry>();
-  readonly #bridges = new Bridges(this.#arena, this.#structures);
+  readonly #bridges = new Bridges(this.#structures);
   readonly #patches: Patches = new Map();
   /** Those that are being removed. */
   readonly #leaving = new Set<Entry>();
@@ -220,6 +221,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         },
       });
       this.#ports.set(name, { port, slot, rules, vlanAware, spec });
+      this.#countPorts();
     } catch (error) {
       await rules.close();
       struct.set('used', 0);
@@ -229,6 +231,10 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const { header } = this.#structures;
     if (slot >= header.get('portCount')) header.set('portCount', slot + 1);
     for (const capture of this.#captures) await this.#look(capture, name);
+  }
+
+  #countPorts(): void {
+    this.#bridges.count([...this.#ports.values()].map(({ spec }) => spec));
   }
 
   #freeSlot(): number {
@@ -245,6 +251,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const use = entry.port.inUse?.();
     if (use) throw new SwitchError('IN_USE', `port ${name}: ${use}`, 'name');
     this.#ports.delete(name);
+    this.#countPorts();
     this.#busy.add(name);
     this.#leaving.add(entry);
     try {
@@ -277,6 +284,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       const moved = struct.get('bridge') !== bridge || !isDeepStrictEqual(vlansOf(entry.spec), vlansOf(spec));
       struct.set('bridge', bridge);
       Object.assign(entry, { spec, vlanAware });
+      this.#countPorts();
       if (moved) {
         // A burst in work learns addresses where the port was.
         await this.#workers.quiesce();
@@ -371,6 +379,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         name,
         ageing: ageing ?? this.#options.ageing ?? AGEING,
         vlans: ports.some(({ vlanAware }) => vlanAware),
+        reserved: this.#bridges.reserved(name),
         ports: ports.map(({ spec }) => spec.name),
         addresses: addresses.get(name) ?? 0,
       };
@@ -491,7 +500,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
    * Captures the frames of a port, or of all: `stream()` of what is returned gives them as pcapng. To be closed, or
    * read to its end. Rejects with a SwitchError, BAD_SPEC, NO_SUCH_PORT or LIMIT.
    */
-  async capture(input: CaptureOptions): Promise<Capture> {
+  async capture(input: CaptureOptions): Promise<CaptureStream> {
     const options = checkCaptureOptions(input);
     if (options.port !== 'any') this.#find(options.port);
     const most = this.#structures.constant('MAX_CAPTURES');

@@ -136,6 +136,11 @@ export interface BridgeSpec {
   name: string;
   /** Seconds after which an address that was not seen is forgotten; default: the switch's `ageing`. */
   ageing?: number;
+  /**
+   * Frames to 01-80-C2-00-00-00 to -0F (STP, LACP, LLDP, 802.1X): `filter` as IEEE 802.1Q has it of a bridge, `pass`
+   * as of a cable; default `auto`: a bridge with two ports is a cable.
+   */
+  reserved?: 'auto' | 'pass' | 'filter';
 }
 
 /** Fields of a bridge to be set anew; null: back to the default. */
@@ -147,6 +152,8 @@ export interface BridgeStatus {
   ageing: number;
   /** Has one of its ports settings of VLANs? */
   vlans: boolean;
+  /** What becomes of frames to addresses that are reserved for bridges. */
+  reserved: 'pass' | 'filter';
   /** Names of its ports. */
   ports: string[];
   /** Known addresses. */
@@ -186,6 +193,20 @@ export interface CaptureOptions {
   count?: number;
   /** Ends after so many seconds. */
   seconds?: number;
+}
+
+/** A capture that runs. */
+export interface CaptureStream {
+  /** Tells it from others of its switch. */
+  readonly id: number;
+  /** Frames that found no room in it so far. */
+  readonly lost: bigint;
+  /** The frames as a file in pcapng, in pieces, as they come; to be read once. Leaving it early ends the capture. */
+  stream(): AsyncIterable<Buffer>;
+  /** Lets the stream end with what has come by now. */
+  stop(): void;
+  /** Ends it at once; resolves when nothing is left of it. */
+  close(): Promise<void>;
 }
 
 export interface Counters {

@@ -104,6 +104,7 @@ export const DROP_REASONS = [
   'queueBroken',
   'queueDisabled',
   'badOffload',
+  'reservedAddress',
 ] as const;
 
 /** What the device tells the port. */

@@ -118,7 +118,7 @@ class Table implements SwitchControl {
   bridge(name: string): BridgeStatus {
     const spec = this.#bridges.get(name);
     if (spec === undefined) throw new SwitchError('NO_SUCH_BRIDGE', `no bridge ${name}`);
-    return { ageing: 300, ...spec, vlans: false, ports: [], addresses: 0 };
+    return { ageing: 300, ...spec, vlans: false, reserved: 'pass', ports: [], addresses: 0 };
   }
 
   config(): SwitchOptions {

@@ -1,14 +1,14 @@
 /** Captures of a switch: what comes and goes, what became of it, and that nobody else notices. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Capture } from '../../src/capture/capture.ts';
 import { BlockReader, type Captured, packetBlock, type Said } from '../../src/capture/pcapng.ts';
 import { summary } from '../../src/capture/summary.ts';
-import type { CaptureOptions, Switch } from '../../src/index.ts';
+import type { CaptureOptions, CaptureStream, Switch } from '../../src/index.ts';
 import { lab } from '../rules/lab.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { faults, frameOf, layout, type Segment } from '../support/ip.ts';
 import { Random } from '../support/random.ts';
+import { until } from '../support/until.ts';
 
 interface Taken {
   names: string[];
@@ -17,7 +17,7 @@ interface Taken {
 }
 
 /** Reads a capture to its end. */
-async function read(capture: Capture): Promise<Taken> {
+async function read(capture: CaptureStream): Promise<Taken> {
   const reader = new BlockReader();
   const taken: Taken = { names: [], packets: [], lost: 0n };
   for await (const chunk of capture.stream())
@@ -195,6 +195,7 @@ test('ports come and go under a capture of any; one of a port that goes ends', a
   const one = await vswitch.capture({ port: 'b' });
   const [all, single] = [read(any), read(one)];
   await vswitch.addPort({ name: 'n', type: 'null', target: '' });
+  await until(() => vswitch.port('n').queues.every(({ enabled }) => enabled), 'the port takes frames');
   await exchange('a', frame(BROADCAST, mac(1)));
   await vswitch.removePort('b');
   assert.deepEqual(
@@ -221,7 +222,7 @@ test('captures are bounded, and give everything back', async (t) => {
   await refused({ port: 'a', snaplen: 0 }, /snaplen: expected a whole number of bytes from 1 to 262144/);
   await refused({ port: 'a', fliter: 'tcp' }, /fliter: unknown key, did you mean filter\?/);
   for (let round = 0; round < 20; round++) {
-    const captures: Capture[] = [];
+    const captures: CaptureStream[] = [];
     for (let i = 0; i < 8; i++)
       captures.push(await vswitch.capture({ port: i % 2 ? 'any' : 'a', filter: 'greater 60' }));
     await refused({ port: 'a' }, /8 captures run, which is the limit/);

@@ -28,8 +28,8 @@ test('bridges keep to themselves, and a port changes from one to the other while
   assert.deepEqual(await exchange('b', frame(mac(1), mac(2))), { a: [frame(mac(1), mac(2))], c: [], d: [] });
   assert.deepEqual(await exchange('d', frame(mac(1), mac(4))), { a: [], b: [], c: [frame(mac(1), mac(4))] });
   assert.deepEqual(vswitch.bridges(), [
-    { name: 'default', ageing: 300, vlans: false, ports: ['a', 'b'], addresses: 2 },
-    { name: 'lab', ageing: 60, vlans: false, ports: ['c', 'd'], addresses: 2 },
+    { name: 'default', ageing: 300, vlans: false, reserved: 'pass', ports: ['a', 'b'], addresses: 2 },
+    { name: 'lab', ageing: 60, vlans: false, reserved: 'pass', ports: ['c', 'd'], addresses: 2 },
   ]);
   // VLANs are one bridge's.
   await vswitch.setPort('a', { vlan: 10 });
@@ -130,17 +130,17 @@ test('apply brings bridges and ports there, and back', async (t) => {
 test('addresses age as their bridge says', (t) => {
   const plane = new Plane();
   t.after(() => plane.clear());
-  const { arena, functions, structures } = plane;
+  const { functions, structures } = plane;
   plane.port();
-  const at = (structures.constant('BRIDGES') >>> 2) + 1;
-  arena.u32[at] = 10;
+  const bridge = structures.bridge(1);
+  bridge.set('ageing', 10);
   functions.learn(5n, 0, 0);
   functions.learn(5n, 1 << 12, 0);
   structures.header.set('now', 1011);
   assert.equal(functions.lookup(5n, 0), 0);
   assert.equal(functions.lookup(5n, 1 << 12) >>> 0, 0xffff_ffff);
   assert.equal(functions.flush(0xffff_ffff, 1), 1);
-  arena.u32[at] = 0;
+  bridge.set('ageing', 0);
 });
 
 /** Two bridges with a guest each, and a cable between them. */
@@ -246,4 +246,39 @@ test('a patch is down while its other end is away or leads elsewhere, and never 
   await b.close();
   await vswitch.close();
   assert.equal(openFds(), before);
+});
+
+/** A frame to 01-80-C2-00-00-0X, as LLDP's (0E) and LACP's (02) are. */
+const reserved = (x: number) => frame(Buffer.from([1, 0x80, 0xc2, 0, 0, x]), mac(1));
+
+test('frames for bridges themselves pass between two ports, and no further where there are more', async (t) => {
+  const { vswitch, exchange } = await lab(
+    t,
+    { a: {}, b: {}, x: { bridge: 'lab' } },
+    { bridges: [{ name: 'lab' }] },
+  );
+  const all = Array.from({ length: 16 }, (_, x) => reserved(x));
+  const passing = all.filter((_, x) => x !== 1);
+  assert.deepEqual(await exchange('a', ...all), { b: passing, x: [] });
+  assert.equal(vswitch.port('a').drops.reservedAddress, 1);
+
+  // A third port makes a bridge of it; what is next to those addresses passes.
+  await vswitch.setPort('x', { bridge: null });
+  assert.equal(vswitch.bridge('default').reserved, 'filter');
+  assert.deepEqual(await exchange('a', ...all, reserved(16), hello), {
+    b: [reserved(16), hello],
+    x: [reserved(16), hello],
+  });
+  assert.equal(vswitch.port('a').drops.reservedAddress, 17);
+  await vswitch.setBridge('default', { reserved: 'pass' });
+  assert.deepEqual(await exchange('a', ...all), { b: passing, x: passing });
+  await vswitch.setBridge('default', { reserved: null });
+  await vswitch.removePort('x');
+  assert.equal(vswitch.bridge('default').reserved, 'pass');
+  await vswitch.setBridge('default', { reserved: 'filter' });
+  assert.deepEqual(await exchange('a', ...all), { b: [], x: [] });
+  await assert.rejects(
+    vswitch.setBridge('lab', { reserved: 'no' as 'pass' }),
+    /reserved: expected "auto", "pass" or/,
+  );
 });
