@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 /** Looks again and again until `condition` gives something; fails after a time that only a hang takes. */
 export async function until<T>(condition: () => T | undefined | false, what: string): Promise<T> {
-  const end = Date.now() + 20_000;
+  const end = Date.now() + 60_000;
   for (;;) {
     const result = condition();
     if (result !== undefined && result !== false) return result;

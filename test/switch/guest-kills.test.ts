@@ -75,12 +75,18 @@ for (const packed of ['split', 'packed']) {
     await healthy.flows();
     const descriptors = openFds();
     let sender = 0;
+    const started: Child[] = [];
+    // What fails must not leave guests that keep this process for ever.
+    t.after(() => Promise.all(started.map((child) => child.end('SIGKILL'))));
     /** Starts a guest that dies after so many messages; undefined: one that lives. */
-    const start = (port: number, messages?: number) =>
-      new Child(process.execPath, [
+    const start = (port: number, messages?: number) => {
+      const child = new Child(process.execPath, [
         ...[program, at(PORTS[port]!), packed, String(RECEIVER), String(++sender)],
         ...[String(messages ?? -1), String(random.below(10) / 10)],
       ]);
+      started.push(child);
+      return child;
+    };
     const gone = () =>
       until(
         () => PORTS.every((name) => vswitch.port(name).state === 'listening'),
