@@ -1,6 +1,8 @@
 /** The other end of the control socket, as the CLI uses it. What fails is told with what to do about it. */
 import { type IncomingMessage, request } from 'node:http';
 import type {
+  AddressFilter,
+  AddressSpec,
   Applied,
   BridgeChange,
   BridgeSpec,
@@ -56,6 +58,14 @@ export async function findSwitch(address: Address, directory = controlDirectory(
     );
   }
   return new ControlClient(controlPath(names[0] ?? 'vireo', directory), 'no switch runs here');
+}
+
+/** `?key=value&…`, or nothing. */
+function queryOf(filter: object): string {
+  const given = Object.entries(filter).filter(([, value]) => value !== undefined);
+  return given.length === 0
+    ? ''
+    : `?${new URLSearchParams(Object.fromEntries(given.map(([key, value]) => [key, String(value)])))}`;
 }
 
 /** Speaks to one switch; each call is one request. Every method throws ControlError. */
@@ -124,13 +134,23 @@ export class ControlClient {
     return this.#call('PUT', '/v1/config', options);
   }
 
-  fdb(): Promise<FdbEntry[]> {
-    return this.#call('GET', '/v1/fdb');
+  fdb(filter: AddressFilter = {}): Promise<FdbEntry[]> {
+    return this.#call('GET', `/v1/fdb${queryOf(filter)}`);
   }
 
-  /** Forgets the addresses learned on `port`, on all ports without it. */
-  flushFdb(port?: string): Promise<{ flushed: number }> {
-    return this.#call('DELETE', port === undefined ? '/v1/fdb' : `/v1/fdb?port=${encodeURIComponent(port)}`);
+  /** Forgets the addresses learned that the filter has, with `static` those that were entered too. */
+  flushFdb(filter: AddressFilter & { static?: boolean } = {}): Promise<{ flushed: number }> {
+    return this.#call('DELETE', `/v1/fdb${queryOf(filter)}`);
+  }
+
+  /** Enters an address for good. */
+  addAddress(spec: AddressSpec): Promise<AddressSpec> {
+    return this.#call('POST', '/v1/fdb', spec);
+  }
+
+  /** Takes away an address that was entered. */
+  removeAddress(mac: string, filter: AddressFilter = {}): Promise<void> {
+    return this.#call('DELETE', `/v1/fdb/${encodeURIComponent(mac)}${queryOf(filter)}`);
   }
 
   /** Frames as pcapng, until the capture ends; `stop` lets it end with what has come by then. */

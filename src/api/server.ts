@@ -14,11 +14,13 @@
  *     DELETE /v1/bridges/NAME  204
  *     GET    /v1/config        SwitchOptions: a file with them recreates the switch
  *     PUT    /v1/config        body SwitchOptions; Applied: what differed, and what was done
- *     GET    /v1/fdb[?port=NAME]       FdbEntry[]
- *     DELETE /v1/fdb[?port=NAME]    { "flushed": number of entries }
  *     GET    /v1/capture?port=NAME|any[&filter=…][&snaplen=N][&count=N][&seconds=N]
  *                              the frames as pcapng, until the capture ends or the client leaves
  *     DELETE /v1/capture/ID    204: lets the capture end; its answer had the ID in the header capture-id
+ *     GET    /v1/fdb           FdbEntry[]; with ?port=NAME, bridge=NAME, vlan=N those alone, and so below
+ *     POST   /v1/fdb           body AddressSpec, an address that is entered for good; 201, AddressSpec
+ *     DELETE /v1/fdb           { "flushed": number of entries }; with static=true those that were entered too
+ *     DELETE /v1/fdb/MAC       204: an address that was entered
  *
  * What fails is answered with `{ "error": { "code", "message", "field"? } }`. The socket's mode lets in its
  * owner alone. Even so a client is not trusted: sizes, times and connections are bounded, and nothing that it
@@ -32,6 +34,8 @@ import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { SwitchError, type SwitchErrorCode } from '../switch/errors.ts';
 import type {
+  AddressFilter,
+  AddressSpec,
   Applied,
   BridgeChange,
   BridgeSpec,
@@ -64,7 +68,9 @@ export interface SwitchControl {
   config(): SwitchOptions;
   apply(options: SwitchOptions): Promise<Applied>;
   fdb(): FdbEntry[];
-  flushFdb(port?: string): Promise<number>;
+  flushFdb(filter?: AddressFilter & { static?: boolean }): Promise<number>;
+  addAddress(spec: AddressSpec): Promise<void>;
+  removeAddress(mac: string, filter?: AddressFilter): Promise<void>;
   status(): SwitchStatus;
   capture(options: CaptureOptions): Promise<CaptureStream>;
   stopCapture(id: number): void;
@@ -113,6 +119,7 @@ const STATUS_OF: Record<SwitchErrorCode, number> = {
   PORT_EXISTS: 409,
   NO_SUCH_BRIDGE: 404,
   BRIDGE_EXISTS: 409,
+  NO_SUCH_ADDRESS: 404,
   LIMIT: 409,
   SOCKET: 409,
   IN_USE: 409,
@@ -209,17 +216,45 @@ const ROUTES: Route[] = [
   },
   {
     path: /^\/v1\/fdb$/,
-    query: ['port'],
+    query: ['port', 'bridge', 'vlan', 'static'],
     methods: {
       GET: ({ control, query }) => {
-        const port = query.get('port');
-        if (port === null) return ok(control.fdb());
-        control.port(port);
-        return ok(control.fdb().filter((entry) => entry.port === port));
+        const { port, bridge, vlan } = readFilter(query);
+        if (port !== undefined) control.port(port);
+        if (bridge !== undefined) control.bridge(bridge);
+        return ok(
+          control
+            .fdb()
+            .filter((entry) => port === undefined || entry.port === port)
+            .filter((entry) => bridge === undefined || entry.bridge === bridge)
+            .filter((entry) => vlan === undefined || entry.vlan === vlan),
+        );
+      },
+      POST: async ({ control, request }) => {
+        // The switch checks it.
+        const spec = (await readJson(request)) as AddressSpec;
+        await control.addAddress(spec);
+        return { status: 201, body: spec };
       },
       DELETE: async ({ control, query }) => {
-        const port = query.get('port') ?? undefined;
-        return ok({ flushed: await control.flushFdb(port) });
+        const statics = query.get('static');
+        if (statics !== null && statics !== 'true')
+          throw new HttpError(400, 'BAD_REQUEST', `static: expected true, found ${JSON.stringify(statics)}`);
+        const flushed = await control.flushFdb({
+          ...readFilter(query),
+          ...(statics === 'true' && { static: true }),
+        });
+        return ok({ flushed });
+      },
+    },
+  },
+  {
+    path: /^\/v1\/fdb\/([^/]+)$/,
+    query: ['port', 'bridge', 'vlan'],
+    methods: {
+      DELETE: async ({ control, name, query }) => {
+        await control.removeAddress(name, readFilter(query));
+        return { status: 204 };
       },
     },
   },
@@ -249,6 +284,22 @@ const ROUTES: Route[] = [
     },
   },
 ];
+
+/** Which addresses are meant. Throws HttpError. */
+function readFilter(query: URLSearchParams): AddressFilter {
+  const [port, bridge, vlan] = ['port', 'bridge', 'vlan'].map((key) => query.get(key) ?? undefined);
+  if (vlan !== undefined && !(/^\d{1,4}$/.test(vlan) && Number(vlan) <= 4094))
+    throw new HttpError(
+      400,
+      'BAD_REQUEST',
+      `vlan: expected a number from 0 to 4094, found ${JSON.stringify(vlan)}`,
+    );
+  return {
+    ...(port !== undefined && { port }),
+    ...(bridge !== undefined && { bridge }),
+    ...(vlan !== undefined && { vlan: Number(vlan) }),
+  };
+}
 
 /** The port in a request's body. Throws HttpError and SwitchError. */
 async function readSpec(request: IncomingMessage): Promise<PortSpec> {
@@ -323,7 +374,7 @@ function serve(control: SwitchControl, request: IncomingMessage): Reply | Promis
   throw new HttpError(
     404,
     'NOT_FOUND',
-    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME, /v1/bridges, /v1/bridges/NAME, /v1/config, /v1/fdb and /v1/capture',
+    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME, /v1/bridges, /v1/bridges/NAME, /v1/config, /v1/fdb, /v1/fdb/MAC and /v1/capture',
   );
 }
 

@@ -17,7 +17,9 @@ export interface DataplaneFunctions {
   takeControl(vring: number): number;
   giveControl(vring: number, head: number, slots: number, answer: bigint, value: number): number;
   armControl(vring: number): number;
-  flush(port: number, expired: number): number;
+  pin(mac: bigint, fid: number, port: number): number;
+  unpin(mac: bigint, fid: number): void;
+  flush(port: number, expired: number, fid?: number, mask?: number): number;
   flowHash(frame: number, length: number): number;
   generate(generator: number): number;
   matches(program: number, frame: number, length: number): number;

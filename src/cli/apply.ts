@@ -24,7 +24,16 @@ export function declareApply(program: Command): void {
   });
 }
 
-function appliedText({ added, removed, changed, unchanged, bridges, settings, failed }: Applied): string {
+function appliedText({
+  added,
+  removed,
+  changed,
+  unchanged,
+  bridges,
+  fdb,
+  settings,
+  failed,
+}: Applied): string {
   const lines = [
     ...bridges.added.map((name) => `bridge ${name} added`),
     ...bridges.changed.map((name) => `bridge ${name} changed`),
@@ -32,6 +41,8 @@ function appliedText({ added, removed, changed, unchanged, bridges, settings, fa
     ...changed.map((port) => `port ${port} changed`),
     ...added.map((port) => `port ${port} added`),
     ...bridges.removed.map((name) => `bridge ${name} removed`),
+    ...fdb.removed.map((mac) => `address ${mac} removed`),
+    ...fdb.added.map((mac) => `address ${mac} added`),
     ...settings.map((name) => `${name} changed`),
     ...failed.map(({ port, error }) => `port ${port} failed: ${error}`),
   ];

@@ -1,34 +1,121 @@
-/** `vireo fdb`: the addresses that the switch has learned, and forgetting them. */
+/** `vireo fdb`: the addresses that the switch knows, entering some for good, and forgetting them. */
 import type { Command } from 'commander';
-import { type ClientOptions, connect, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
+import type { AddressFilter } from '../switch/types.ts';
+import {
+  type ClientOptions,
+  connect,
+  optionsOf,
+  print,
+  speaksToSwitch,
+  wholeNumber,
+  withExamples,
+} from './command.ts';
 import { count, table } from './table.ts';
+
+type Filter = ClientOptions & { port?: string; bridge?: string; vlan?: number; static?: boolean };
+
+const filterOf = ({ port, bridge, vlan }: Filter): AddressFilter => ({
+  ...(port !== undefined && { port }),
+  ...(bridge !== undefined && { bridge }),
+  ...(vlan !== undefined && { vlan }),
+});
+
+const filtered = (command: Command): Command =>
+  command
+    .option('--port <name>', 'only those of this port')
+    .option('--bridge <name>', 'only those of this bridge')
+    .option('--vlan <n>', 'only those in this VLAN', wholeNumber(0, 4094));
 
 export function declareFdb(program: Command): void {
   const fdb = speaksToSwitch(
     program
       .command('fdb')
-      .description('list the forwarding database: which address was learned on which port'),
+      .description('list the forwarding database: which address is behind which port, learned or entered'),
   );
-  withExamples(fdb, 'vireo fdb', 'vireo fdb --json', 'vireo fdb flush --port vm1');
+  withExamples(
+    fdb,
+    'vireo fdb',
+    'vireo fdb --json',
+    'vireo fdb add 52:54:00:12:34:56 vm1',
+    'vireo fdb flush --port vm1',
+  );
   fdb.action(async () => {
     const options = optionsOf(fdb);
     const entries = await (await connect(options)).fdb();
     print(options, entries, () =>
       table(
-        [{ title: 'ADDRESS' }, { title: 'PORT' }, { title: 'AGE', right: true }],
-        entries.map((entry) => [entry.mac, entry.port, `${Math.floor(entry.age)} s`]),
+        [
+          { title: 'ADDRESS' },
+          { title: 'BRIDGE' },
+          { title: 'VLAN', right: true },
+          { title: 'PORT' },
+          { title: 'AGE', right: true },
+        ],
+        entries.map((entry) => [
+          entry.mac,
+          entry.bridge,
+          entry.vlan === 0 ? '-' : String(entry.vlan),
+          entry.port,
+          entry.static ? 'static' : `${Math.floor(entry.age)} s`,
+        ]),
       ),
     );
   });
 
-  const flush = speaksToSwitch(
-    fdb.command('flush').description('forget learned addresses; they are learned anew'),
+  const add = speaksToSwitch(
+    fdb
+      .command('add')
+      .description('enter an address for good: it neither ages nor moves, and is in `vireo config show`')
+      .argument('<mac>', 'the address of a station')
+      .argument('<port>', 'the port that it is behind'),
   );
-  flush.option('--port <name>', 'only those learned on this port');
-  withExamples(flush, 'vireo fdb flush', 'vireo fdb flush --port vm1');
+  add.option(
+    '--vlan <n>',
+    "its VLAN (default: that of the port's frames without a tag)",
+    wholeNumber(0, 4094),
+  );
+  withExamples(add, 'vireo fdb add 52:54:00:12:34:56 vm1', 'vireo fdb add 52:54:00:12:34:56 up --vlan 10');
+  add.action(async (mac: string, port: string) => {
+    const options = optionsOf<Filter>(add);
+    const { vlan } = options;
+    const spec = { mac, port, ...(vlan !== undefined && { vlan }) };
+    await (await connect(options)).addAddress(spec);
+    print(options, spec, () => `${mac} entered for port ${port}\n`);
+  });
+
+  const del = filtered(
+    speaksToSwitch(
+      fdb
+        .command('del')
+        .description('take away an address that was entered')
+        .argument('<mac>', 'the address'),
+    ),
+  );
+  withExamples(
+    del,
+    'vireo fdb del 52:54:00:12:34:56',
+    'vireo fdb del 52:54:00:12:34:56 --vlan 10 --bridge lab',
+  );
+  del.action(async (mac: string) => {
+    const options = optionsOf<Filter>(del);
+    await (await connect(options)).removeAddress(mac, filterOf(options));
+    print(options, { removed: mac }, () => `${mac} taken away\n`);
+  });
+
+  const flush = filtered(
+    speaksToSwitch(fdb.command('flush').description('forget learned addresses; they are learned anew')),
+  );
+  flush.option('--static', 'those that were entered, too');
+  withExamples(
+    flush,
+    'vireo fdb flush',
+    'vireo fdb flush --port vm1',
+    'vireo fdb flush --bridge lab --static',
+  );
   flush.action(async () => {
-    const options = optionsOf<ClientOptions & { port?: string }>(flush);
-    const result = await (await connect(options)).flushFdb(options.port);
+    const options = optionsOf<Filter>(flush);
+    const client = await connect(options);
+    const result = await client.flushFdb({ ...filterOf(options), ...(options.static && { static: true }) });
     print(options, result, () => `${count(result.flushed)} addresses forgotten\n`);
   });
 }

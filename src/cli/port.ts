@@ -9,6 +9,8 @@ import { bytes, count, pairs, table } from './table.ts';
 const RULE_FORM = `
 Rules for the frames of a port, which \`vireo port set\` changes while it is there:
   isolated=true        no frames to and from other ports that are isolated
+  learning=false       what comes teaches the bridge no addresses
+  locked=true          only addresses that \`vireo fdb add\` has entered for the port may send
   vlan=N               frames without a tag are in this VLAN, and no others come: an access port
   trunk=LIST           the VLANs that come and go with tags, such as 10+20-30, or all (default)
   native=N             the VLAN of a trunk's frames without a tag

@@ -4,7 +4,9 @@
  */
 import { forgetTime } from './clock';
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
-import { bridgeAt, drop, DROP_RESERVED, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_STORM, STAGE_VLAN, Vring } from './layout';
+import {
+  bridgeAt, drop, DROP_RESERVED, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_NO_LEARNING, STAGE_STORM, STAGE_VLAN, Vring,
+} from './layout';
 import { admit, fidOf, reaches, RULE_ISOLATED, rulesOf, turnAway } from './rules';
 import {
   destinationSlot, FLOOD, frameAt, listSlot, markSlot, noteAt, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
@@ -36,6 +38,7 @@ function forward(source: Vring, count: u32): void {
   const rules = rulesOf(from);
   const ruled = changetype<usize>(rules) != 0 && rules.ingress != 0;
   const inVlans = ruled && (rules.ingress & STAGE_VLAN) != 0;
+  const learns = !ruled || !(rules.ingress & STAGE_NO_LEARNING);
   forgetNotes();
   forgetTime();
   if (ruled) admit(source, rules, count);
@@ -64,7 +67,7 @@ function forward(source: Vring, count: u32): void {
     // Frames of one flow come together: they need one lookup.
     if (origin != lastSource) {
       lastSource = origin;
-      if (origin != 0 && !(origin & GROUP)) learn(origin, fid, from);
+      if (learns && origin != 0 && !(origin & GROUP)) learn(origin, fid, from);
     }
     if (destination != lastDestination) {
       lastDestination = destination;

@@ -1,5 +1,6 @@
 /**
- * The forwarding database: filtering identifier and MAC address to port, shared by all workers. The identifier says
+ * The forwarding database: filtering identifier and MAC address to port, shared by all workers. What an operator has
+ * entered ("pinned") neither ages nor moves. The identifier says
  * which bridge and VLAN an address was seen in (IEEE 802.1Q, 8.8): one address may be behind several ports then.
  *
  * Buckets of 8 entries, two candidate buckets an address (by two halves of one keyed hash): a lookup touches at
@@ -15,9 +16,12 @@ export class Entry {
   key: u64;
   /** Second of the last frame from it. */
   seen: u32;
-  /** Filtering identifier; written before `key`. */
+  /** Filtering identifier, and PINNED; written before `key`. */
   fid: u32;
 }
+
+/** Entry.fid: an operator has entered it. */
+export const PINNED: u32 = 0x8000_0000;
 
 export const ENTRY_STRIDE: usize = 16;
 const BUCKET: u32 = 8;
@@ -49,7 +53,7 @@ function hash(mac: u64, fid: u32): u64 {
 function find(at: usize, mac: u64, fid: u32): usize {
   for (let i: u32 = 0; i < BUCKET; i++) {
     const entry = changetype<Entry>(at + <usize>i * ENTRY_STRIDE);
-    if ((entry.key & MAC_MASK) == mac && entry.fid == fid) return changetype<usize>(entry);
+    if ((entry.key & MAC_MASK) == mac && (entry.fid & ~PINNED) == fid) return changetype<usize>(entry);
   }
   return 0;
 }
@@ -67,7 +71,7 @@ export function lookup(mac: u64, fid: u32): u32 {
   const at = locate(mac, fid);
   if (at == 0) return NO_PORT;
   const entry = changetype<Entry>(at);
-  if (header().now - entry.seen > ageingOf(fid)) return NO_PORT;
+  if (header().now - entry.seen > ageingOf(fid) && !(entry.fid & PINNED)) return NO_PORT;
   const key = entry.key;
   return (key & MAC_MASK) == mac ? <u32>(key >> 48) : NO_PORT;
 }
@@ -82,6 +86,7 @@ export function learn(mac: u64, fid: u32, port: u32): void {
       if (entry.seen != now) entry.seen = now;
       return;
     }
+    if (entry.fid & PINNED) return;
   }
   const lock = HEADER_LOCK();
   acquire(lock);
@@ -99,19 +104,14 @@ function insert(mac: u64, fid: u32, port: u32, now: u32): void {
   }
   let at = locate(mac, fid);
   if (at == 0) {
-    if (header().fdbEntries >= header().fdbLimit) at = 0;
-    else {
-      const h = hash(mac, fid);
-      const one = emptiest(bucket(<u32>h));
-      const two = emptiest(bucket(<u32>(h >> 32)));
-      at = roomOf(bucket(<u32>h)) >= roomOf(bucket(<u32>(h >> 32))) ? one : two;
-    }
+    at = room(mac, fid);
     if (at == 0) {
       to.notLearned += 1;
       return;
     }
     header().fdbEntries += 1;
   } else {
+    if (changetype<Entry>(at).fid & PINNED) return;
     portAt(<u32>(changetype<Entry>(at).key >> 48)).addresses -= 1;
   }
   to.addresses += 1;
@@ -119,6 +119,54 @@ function insert(mac: u64, fid: u32, port: u32, now: u32): void {
   // A reader that finds the address of one entry and the identifier of another takes the frame to be unknown.
   changetype<Entry>(at).fid = fid;
   atomic.store<u64>(at, mac | (<u64>port << 48));
+}
+
+/** Where a new entry may go; 0: nowhere. */
+function room(mac: u64, fid: u32): usize {
+  if (header().fdbEntries >= header().fdbLimit) return 0;
+  const h = hash(mac, fid);
+  const one = emptiest(bucket(<u32>h));
+  const two = emptiest(bucket(<u32>(h >> 32)));
+  return roomOf(bucket(<u32>h)) >= roomOf(bucket(<u32>(h >> 32))) ? one : two;
+}
+
+/** Enters an address for good, in place of what was learned of it; false where there is no room. */
+export function pin(mac: u64, fid: u32, port: u32): bool {
+  acquire(HEADER_LOCK());
+  let at = locate(mac, fid);
+  if (at == 0) {
+    at = room(mac, fid);
+    if (at != 0) header().fdbEntries += 1;
+  } else if (!(changetype<Entry>(at).fid & PINNED)) {
+    portAt(<u32>(changetype<Entry>(at).key >> 48)).addresses -= 1;
+  }
+  if (at != 0) {
+    changetype<Entry>(at).seen = header().now;
+    changetype<Entry>(at).fid = fid | PINNED;
+    atomic.store<u64>(at, mac | (<u64>port << 48));
+  }
+  release(HEADER_LOCK());
+  return at != 0;
+}
+
+/** Forgets an address that was entered. */
+export function unpin(mac: u64, fid: u32): void {
+  acquire(HEADER_LOCK());
+  const at = locate(mac, fid);
+  if (at != 0 && changetype<Entry>(at).fid & PINNED) {
+    atomic.store<u64>(at, 0);
+    header().fdbEntries -= 1;
+  }
+  release(HEADER_LOCK());
+}
+
+/** Was the address entered for this port? */
+export function isPinned(mac: u64, fid: u32, port: u32): bool {
+  if (mac == 0) return false;
+  const at = locate(mac, fid);
+  if (at == 0) return false;
+  const entry = changetype<Entry>(at);
+  return (entry.fid & PINNED) != 0 && entry.key == (mac | (<u64>port << 48));
 }
 
 function roomOf(at: usize): u32 {
@@ -133,10 +181,10 @@ function emptiest(at: usize): usize {
 }
 
 /**
- * Forgets addresses: all of `port` (NO_PORT: of every port), or with `expired` only those that are too old.
- * Returns how many.
+ * Forgets addresses that were learned: all of `port` (NO_PORT: of every port), or with `expired` only those that are
+ * too old; of these such whose identifier is `fid` in the bits of `mask`. Returns how many.
  */
-export function flush(port: u32, expired: bool): u32 {
+export function flush(port: u32, expired: bool, fid: u32, mask: u32): u32 {
   const lock = HEADER_LOCK();
   const now = header().now;
   let count: u32 = 0;
@@ -148,7 +196,8 @@ export function flush(port: u32, expired: bool): u32 {
       acquire(lock);
       const entry = changetype<Entry>(slot);
       const owner = <u32>(entry.key >> 48);
-      if (entry.key != 0 && (port == NO_PORT || owner == port) && (!expired || now - entry.seen > ageingOf(entry.fid))) {
+      const isAsked = !((entry.fid ^ fid) & mask) && !(entry.fid & PINNED) && (port == NO_PORT || owner == port);
+      if (entry.key != 0 && isAsked && (!expired || now - entry.seen > ageingOf(entry.fid))) {
         atomic.store<u64>(slot, 0);
         portAt(owner).addresses -= 1;
         header().fdbEntries -= 1;

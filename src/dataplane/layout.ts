@@ -197,6 +197,9 @@ export const STAGE_LINE: u32 = 1024;
 export const STAGE_CAPTURE: u32 = 0x8000_0000;
 export const STAGE_GUARD: u32 = 4;
 export const STAGE_STORM: u32 = 8;
+export const STAGE_LOCKED: u32 = 16;
+/** Not a stage: what comes teaches nothing. */
+export const STAGE_NO_LEARNING: u32 = 32;
 
 /** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
 export const RULE_REASONS: u32 = 32;

@@ -10,10 +10,11 @@
  */
 import { screen } from './guard';
 import {
-  Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_CAPTURE, STAGE_GUARD, STAGE_ISOLATION, STAGE_LINE, STAGE_POLICE, STAGE_SHAPE,
-  STAGE_VLAN, Vring,
+  Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_CAPTURE, STAGE_GUARD, STAGE_ISOLATION, STAGE_LINE, STAGE_LOCKED, STAGE_POLICE,
+  STAGE_SHAPE, STAGE_VLAN, Vring,
 } from './layout';
 import { fromLine, intoLine } from './line';
+import { lockOut } from './locked';
 import { police } from './police';
 import { listSlot, NOWHERE, packetAt } from './scratch';
 import { shape } from './shape';
@@ -41,6 +42,7 @@ export const RULE_DHCP_SERVER: u32 = 16;
 export const RULE_HIDDEN_HEADERS: u32 = 17;
 /** And of the other kinds (STORM_…) behind it. */
 export const RULE_STORM_BROADCAST: u32 = 18;
+export const RULE_LOCKED: u32 = 21;
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -76,7 +78,10 @@ export function admit(source: Vring, rules: Rules, count: u32): void {
   if (rules.ingress & STAGE_CAPTURE) watchIn(rules, count);
   if (rules.ingress & STAGE_POLICE) police(rules, count);
   if (rules.ingress & STAGE_GUARD) screen(rules, count);
-  if (rules.ingress & STAGE_VLAN) classify(rules, portAt(source.port).bridge, count);
+  const bridge = portAt(source.port).bridge;
+  const inVlans = (rules.ingress & STAGE_VLAN) != 0;
+  if (inVlans) classify(rules, bridge, count);
+  if (rules.ingress & STAGE_LOCKED) lockOut(rules, source.port, fidOf(bridge), inVlans, count);
 }
 
 /** May a frame that came from a port with rules go to another one? */

@@ -6,13 +6,24 @@ import type { PortSpec } from '../switch/types.ts';
 import { guard } from './guard.ts';
 import { lineIn, lineOut } from './impairment.ts';
 import { isolation } from './isolation.ts';
+import { learning } from './learning.ts';
 import { rateIn } from './rate-in.ts';
 import { rateOut } from './rate-out.ts';
 import type { Rule } from './rule.ts';
 import { storm } from './storm.ts';
 import { vlan } from './vlan.ts';
 
-export const RULES: readonly Rule[] = [isolation, vlan, rateIn, rateOut, lineIn, lineOut, guard, storm];
+export const RULES: readonly Rule[] = [
+  isolation,
+  vlan,
+  learning,
+  rateIn,
+  rateOut,
+  lineIn,
+  lineOut,
+  guard,
+  storm,
+];
 
 /** Fields of a port's specification that can be set anew while it is there. */
 export const RULE_FIELDS = RULES.flatMap(({ fields }) => Object.keys(fields)) as (keyof PortSpec)[];

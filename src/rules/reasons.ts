@@ -28,4 +28,5 @@ export const REASONS: readonly Reason[] = [
   { name: 'stormBroadcast', way: 'rx' },
   { name: 'stormMulticast', way: 'rx' },
   { name: 'stormUnknown', way: 'rx' },
+  { name: 'locked', way: 'rx' },
 ];

@@ -6,7 +6,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { SETTABLE } from './spec.ts';
-import type { BridgeSpec, PortChange, PortSpec, SwitchOptions } from './types.ts';
+import type { AddressSpec, BridgeSpec, PortChange, PortSpec, SwitchOptions } from './types.ts';
 
 /** What differs between a switch and a configuration. */
 export interface Difference {
@@ -19,6 +19,7 @@ export interface Difference {
   add: PortSpec[];
   unchanged: string[];
   bridges: { add: BridgeSpec[]; set: BridgeSpec[]; remove: string[] };
+  fdb: { add: AddressSpec[]; remove: AddressSpec[] };
   /** Settings of the switch with their new values. */
   settings: Pick<SwitchOptions, Setting>;
 }
@@ -42,6 +43,12 @@ const fixed = (spec: PortSpec) =>
 /** All that can be set: what the specification has no word of goes back to its default. */
 const settable = (spec: PortSpec): PortChange =>
   Object.fromEntries(SETTABLE.map((field) => [field, spec[field as keyof PortSpec] ?? null]));
+
+function addressDifference(current: AddressSpec[], wanted = current): Difference['fdb'] {
+  const without = (list: AddressSpec[], others: AddressSpec[]) =>
+    list.filter((spec) => !others.some((other) => same(spec, other)));
+  return { add: without(wanted, current), remove: without(current, wanted) };
+}
 
 function bridgeDifference(current: BridgeSpec[], wanted: BridgeSpec[] | undefined): Difference['bridges'] {
   const found: Difference['bridges'] = { add: [], set: [], remove: [] };
@@ -80,7 +87,17 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
   );
   const there = new Map((current.ports ?? []).map((spec) => [spec.name, spec]));
   const bridges = bridgeDifference(current.bridges ?? [], wanted.bridges);
-  const found: Difference = { remove: [], set: [], change: [], add: [], unchanged: [], bridges, settings };
+  const fdb = addressDifference(current.fdb ?? [], wanted.fdb);
+  const found: Difference = {
+    remove: [],
+    set: [],
+    change: [],
+    add: [],
+    unchanged: [],
+    bridges,
+    fdb,
+    settings,
+  };
   if (wanted.ports === undefined) return { ...found, unchanged: [...there.keys()] };
   for (const spec of wanted.ports) {
     const before = there.get(spec.name);

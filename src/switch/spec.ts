@@ -15,7 +15,15 @@ import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { expected, show, stationAddress, wholeNumber } from './schema.ts';
-import type { BridgeSpec, CaptureOptions, PortChange, PortSpec, PortType, SwitchOptions } from './types.ts';
+import type {
+  AddressSpec,
+  BridgeSpec,
+  CaptureOptions,
+  PortChange,
+  PortSpec,
+  PortType,
+  SwitchOptions,
+} from './types.ts';
 
 /** One fault of a configuration. */
 export interface Problem {
@@ -282,6 +290,16 @@ const bridgeObject = z.strictObject(
 );
 const bridgeKeys = Object.keys(bridgeObject.shape);
 
+const addressObject = z.strictObject(
+  {
+    mac: stationAddress.transform((mac) => mac.toLowerCase()),
+    port: name("a port's", 'vm1'),
+    vlan: wholeNumber(0, 4094).optional(),
+  },
+  expected('an address: a map with mac and port'),
+);
+const addressKeys = Object.keys(addressObject.shape);
+
 /** Bridges must differ in name. */
 function checkNames(bridges: BridgeSpec[], context: z.RefinementCtx): void {
   const seen = new Set<string>();
@@ -307,6 +325,7 @@ const switchObject = z.strictObject(
       // Also when a port is faulty elsewhere: all faults are told at once.
       .superRefine(checkDistinct, { when: () => true })
       .optional(),
+    fdb: z.array(addressObject, expected('a list of addresses')).optional(),
   },
   expected('the options of a switch: a map with name, workers, ports …'),
 );
@@ -393,6 +412,9 @@ function didYouMean(key: string, known: string[]): string {
   return `expected one of ${known.join(', ')}`;
 }
 
+/** Known keys in a list of the switch's that isn't that of its ports. */
+const KEYS_IN = { bridges: bridgeKeys, fdb: addressKeys };
+
 /** The faults that a schema found in a value whose keys are `rootKeys`, each told once. */
 function problemsOf(error: z.ZodError, rootKeys: string[]): Problem[] {
   const problems = new Map<string, Problem>();
@@ -403,7 +425,7 @@ function problemsOf(error: z.ZodError, rootKeys: string[]): Problem[] {
       add({ path, unknownKey: false, message: issue.message });
       continue;
     }
-    const known = path.length === 0 ? rootKeys : path[0] === 'bridges' ? bridgeKeys : portKeys;
+    const known = path.length === 0 ? rootKeys : (KEYS_IN[path[0] as keyof typeof KEYS_IN] ?? portKeys);
     for (const key of issue.keys.slice(0, MOST_UNKNOWN_KEYS)) {
       add({ path: [...path, key], unknownKey: true, message: `unknown key, ${didYouMean(key, known)}` });
     }
@@ -502,6 +524,12 @@ export function changePortSpec(spec: PortSpec, change: unknown): PortSpec {
 export function checkBridgeSpec(value: unknown): BridgeSpec {
   const result = bridgeObject.safeParse(value);
   return result.success ? (result.data as BridgeSpec) : refuse(problemsOf(result.error, bridgeKeys));
+}
+
+/** An address to be entered, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
+export function checkAddressSpec(value: unknown): AddressSpec {
+  const result = addressObject.safeParse(value);
+  return result.success ? (result.data as AddressSpec) : refuse(problemsOf(result.error, addressKeys));
 }
 
 /** The bridge with some fields set anew, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */

@@ -36,13 +36,17 @@ import { SwitchError } from './errors.ts';
 import {
   changeBridgeSpec,
   changePortSpec,
+  checkAddressSpec,
   checkBridgeSpec,
   checkCaptureOptions,
   checkPortSpec,
   checkSwitchOptions,
   isShared,
 } from './spec.ts';
+import { type Place, StaticAddresses } from './static-addresses.ts';
 import type {
+  AddressFilter,
+  AddressSpec,
   Applied,
   BridgeChange,
   BridgeSpec,
@@ -77,7 +81,7 @@ const version: string = JSON.parse(
  * Rejects with a SwitchError that names the field or the socket; nothing is left behind then.
  */
 export async function createSwitch(options: SwitchOptions = {}): Promise<Switch> {
-  const { ports = [], bridges = [], ...rest } = checkSwitchOptions(options);
+  const { ports = [], bridges = [], fdb = [], ...rest } = checkSwitchOptions(options);
   const vswitch = new Switch(rest);
   try {
     await vswitch.start();
@@ -85,6 +89,7 @@ export async function createSwitch(options: SwitchOptions = {}): Promise<Switch>
       if (name === DEFAULT_BRIDGE) await vswitch.setBridge(name, fields);
       else await vswitch.addBridge({ name, ...fields });
     for (const spec of ports) await vswitch.addPort(spec);
+    for (const spec of fdb) await vswitch.addAddress(spec);
   } catch (error) {
     await vswitch.close();
     throw error;
@@ -119,6 +124,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #leaving = new Set<Entry>();
   readonly #captures = new Set<Capture>();
   #lastCapture = 0;
+  readonly #statics = new StaticAddresses(this.#arena);
   /** Names that are being added or removed. */
   readonly #busy = new Set<string>();
   readonly #started = performance.now();
@@ -258,6 +264,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       await entry.port.close();
       await entry.rules.close();
       for (const capture of this.#captures) capture.remove(name);
+      this.#statics.remove(({ port }) => port === name);
       this.#structures.port(entry.slot).set('used', 0);
     } finally {
       this.#busy.delete(name);
@@ -334,6 +341,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const all = [...this.#ports.values()];
     const aware = new Set(all.filter(({ spec }) => hasVlans(spec)).map(({ spec }) => bridgeOf(spec)));
     const changed = all.filter((entry) => becomeAware(entry, aware.has(bridgeOf(entry.spec))));
+    this.#statics.refresh((spec) => this.#placeOf(spec));
     for (const { rules } of changed) await rules.settle();
   }
 
@@ -406,6 +414,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         .filter(({ name, ...fields }) => name !== DEFAULT_BRIDGE || Object.keys(fields).length > 0),
       maxAddressesPerPort: maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
       ports: [...this.#ports.values()].map(({ spec }) => spec),
+      fdb: this.#statics.list(),
     };
   }
 
@@ -433,9 +442,12 @@ export class Switch extends EventEmitter<SwitchEvents> {
       changed: [],
       unchanged: found.unchanged,
       bridges: { added: add.map(({ name }) => name), removed: [], changed: set.map(({ name }) => name) },
+      fdb: { added: [], removed: found.fdb.remove.map(({ mac }) => mac) },
       settings: Object.keys(found.settings),
       failed: [],
     };
+    const statics = this.#statics.list().filter((spec) => !found.fdb.remove.includes(spec));
+    this.#statics.remove((spec) => found.fdb.remove.includes(spec));
     const attempt = async (port: string, done: string[], act: () => Promise<void>) => {
       try {
         await act();
@@ -465,6 +477,15 @@ export class Switch extends EventEmitter<SwitchEvents> {
       // Its place may be taken by now; what failed is told already.
       if (spec && !this.#ports.has(port)) await this.addPort(spec).catch(() => {});
     }
+    // Those of ports that went and came, and new ones.
+    for (const spec of statics)
+      if (this.#ports.has(spec.port) && !this.#statics.list().includes(spec))
+        await attempt(spec.port, [], () => this.addAddress(spec));
+    for (const spec of found.fdb.add)
+      await attempt(spec.port, [], async () => {
+        await this.addAddress(spec);
+        applied.fdb.added.push(spec.mac);
+      });
     // One that ports stay on, for what failed or was not asked for, stays.
     for (const name of remove) await attempt(name, applied.bridges.removed, () => this.removeBridge(name));
     return applied;
@@ -562,17 +583,73 @@ export class Switch extends EventEmitter<SwitchEvents> {
       const port = names.get(Number(key >> 48n));
       const age = Math.max(0, header.get('now') - this.#arena.u32[(entry + 8) >>> 2]!);
       const fid = this.#arena.u32[(entry + 12) >>> 2]!;
-      const bridge = this.#bridges.name(fid >>> 12);
-      if (port === undefined || age > (this.#bridges.get(bridge).ageing ?? header.get('ageing'))) continue;
-      entries.push({ mac: formatMac(key), bridge, vlan: fid & 0xfff, port, age });
+      const bridge = this.#bridges.name((fid >>> 12) & 0xfff);
+      const isStatic = fid >= this.#structures.constant('PINNED');
+      const ageing = this.#bridges.get(bridge).ageing ?? header.get('ageing');
+      if (port === undefined || (age > ageing && !isStatic)) continue;
+      entries.push({ mac: formatMac(key), bridge, vlan: fid & 0xfff, port, static: isStatic, age });
     }
     return entries.sort((a, b) => (a.mac === b.mac ? a.vlan - b.vlan : a.mac < b.mac ? -1 : 1));
   }
 
-  /** Forgets the addresses of one port, or all; returns how many. */
-  async flushFdb(port?: string): Promise<number> {
-    const slot = port === undefined ? EVERY_PORT : this.#find(port).slot;
-    return this.#arena.dataplane.functions.flush(slot, 0);
+  /**
+   * Forgets learned addresses, all that the filter has, and with `static` those that were entered too; returns how
+   * many. Rejects with a SwitchError, NO_SUCH_PORT or NO_SUCH_BRIDGE.
+   */
+  async flushFdb(filter: AddressFilter & { static?: boolean } = {}): Promise<number> {
+    const slot = filter.port === undefined ? EVERY_PORT : this.#find(filter.port).slot;
+    const bridge = filter.bridge === undefined ? undefined : this.#bridges.get(filter.bridge).name;
+    const mask = (bridge === undefined ? 0 : 0xff_f000) | (filter.vlan === undefined ? 0 : 0xfff);
+    const fid = (this.#bridges.index(bridge) << 12) | (filter.vlan ?? 0);
+    const learned = this.#arena.dataplane.functions.flush(slot, 0, fid, mask);
+    if (!filter.static) return learned;
+    const isMeant = (place: Place | undefined) =>
+      place !== undefined && (slot === EVERY_PORT || place.slot === slot) && ((place.fid ^ fid) & mask) === 0;
+    return learned + this.#statics.remove((_, place) => isMeant(place)).length;
+  }
+
+  /** Enters an address for good. Rejects with a SwitchError: BAD_SPEC, NO_SUCH_PORT or LIMIT. */
+  async addAddress(input: AddressSpec): Promise<void> {
+    const spec = checkAddressSpec(input);
+    const entry = this.#find(spec.port);
+    const place = this.#placeOf(spec);
+    const told = (message: string) => new SwitchError('BAD_SPEC', `vlan: ${message}`, 'vlan');
+    if (!place)
+      throw told(`expected the VLAN of ${spec.mac}, port ${spec.port} has none for frames without a tag`);
+    if (entry.vlanAware && !vlansOf(entry.spec).members.has(place.fid & 0xfff))
+      throw told(`expected a VLAN that port ${spec.port} is in, found ${place.fid & 0xfff}`);
+    this.#statics.add(spec, place);
+  }
+
+  /**
+   * Takes away an address that was entered, from all bridges and VLANs that the filter has. Rejects with a
+   * SwitchError: NO_SUCH_ADDRESS, or that of the filter.
+   */
+  async removeAddress(mac: string, filter: AddressFilter = {}): Promise<void> {
+    const port = filter.port === undefined ? undefined : this.#find(filter.port).spec.name;
+    const bridge =
+      filter.bridge === undefined ? undefined : this.#bridges.index(this.#bridges.get(filter.bridge).name);
+    const gone = this.#statics.remove(
+      (spec, place) =>
+        spec.mac === mac.toLowerCase() &&
+        (port === undefined || spec.port === port) &&
+        (bridge === undefined || (place !== undefined && place.fid >>> 12 === bridge)) &&
+        (filter.vlan === undefined || (place !== undefined && (place.fid & 0xfff) === filter.vlan)),
+    );
+    if (gone.length > 0) return;
+    throw new SwitchError(
+      'NO_SUCH_ADDRESS',
+      `no address ${JSON.stringify(mac)} was entered there: \`vireo fdb\` lists them`,
+      'mac',
+    );
+  }
+
+  /** Where an address belongs; undefined: nowhere, as its port is now. */
+  #placeOf({ port, vlan }: AddressSpec): Place | undefined {
+    const entry = this.#ports.get(port);
+    const own = vlan ?? (entry?.vlanAware ? vlansOf(entry.spec).pvid : 0);
+    if (!entry || own === undefined) return undefined;
+    return { slot: entry.slot, fid: (this.#bridges.index(entry.spec.bridge) << 12) | own };
   }
 
   status(): SwitchStatus {

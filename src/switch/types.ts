@@ -71,6 +71,10 @@ export interface PortSpec {
   // Rules, of every kind of port, which can be set anew while the port is there: docs/rules.md.
   /** No frames to and from other ports that are isolated; default false. */
   isolated?: boolean;
+  /** False: what comes teaches the bridge no addresses; default true. */
+  learning?: boolean;
+  /** Only addresses that were entered for the port may send there; default false. */
+  locked?: boolean;
   /** The one VLAN that the port is in, without tags: 1 to 4094. */
   vlan?: number;
   /** The VLANs that the port is in with tags, such as `10+20-30`, or `all`; 0: frames without a tag. Default `all`. */
@@ -130,6 +134,23 @@ export interface PortSpec {
 /** Fields of a port to be set anew; null: back to the default. */
 export type PortChange = { [K in keyof Omit<PortSpec, 'name' | 'type' | 'target'>]?: PortSpec[K] | null };
 
+/** An address that is entered for good, as configured: it neither ages nor moves. */
+export interface AddressSpec {
+  /** Of one station, such as `52:54:00:12:34:56`. */
+  mac: string;
+  /** Name of the port that it is behind. */
+  port: string;
+  /** On a bridge with VLANs; default: that of the port's frames without a tag. */
+  vlan?: number;
+}
+
+/** Which addresses: those of one port, bridge, VLAN. */
+export interface AddressFilter {
+  port?: string;
+  bridge?: string;
+  vlan?: number;
+}
+
 /** A bridge as configured: ports of one reach each other, and none of another. */
 export interface BridgeSpec {
   /** As a port's; `default` is always there. */
@@ -179,6 +200,8 @@ export interface SwitchOptions {
   bridges?: BridgeSpec[];
   /** Ports to start with. */
   ports?: PortSpec[];
+  /** Addresses that are entered for good. */
+  fdb?: AddressSpec[];
 }
 
 /** What is captured. */
@@ -325,6 +348,8 @@ export interface Applied {
   unchanged: string[];
   /** Names of bridges. */
   bridges: { added: string[]; removed: string[]; changed: string[] };
+  /** Addresses that were entered, and such as were taken away. */
+  fdb: { added: string[]; removed: string[] };
   /** Settings of the switch that have another value now, e.g. `ageing`. */
   settings: string[];
   /** Ports that could not be brought to what was asked for, and why; those that were there before are as they were. */
@@ -338,7 +363,9 @@ export interface FdbEntry {
   /** 0: frames without a tag, or a bridge without VLANs. */
   vlan: number;
   port: string;
-  /** Seconds since a frame came from it. */
+  /** It was entered, not learned. */
+  static: boolean;
+  /** Seconds since a frame came from it; of one that was entered since then at most. */
   age: number;
 }
 

@@ -16,8 +16,15 @@ import {
   serveControl,
 } from '../../src/api/server.ts';
 import { SwitchError } from '../../src/switch/errors.ts';
-import { changeBridgeSpec, changePortSpec, checkBridgeSpec } from '../../src/switch/spec.ts';
+import {
+  changeBridgeSpec,
+  changePortSpec,
+  checkAddressSpec,
+  checkBridgeSpec,
+} from '../../src/switch/spec.ts';
 import type {
+  AddressFilter,
+  AddressSpec,
   Applied,
   BridgeChange,
   BridgeSpec,
@@ -42,8 +49,8 @@ class Table implements SwitchControl {
   readonly #ports = new Map<string, PortSpec>();
   readonly #bridges = new Map<string, BridgeSpec>([['default', { name: 'default' }]]);
   addresses: FdbEntry[] = [
-    { mac: '52:54:00:00:00:01', bridge: 'default', vlan: 0, port: 'vm1', age: 1 },
-    { mac: '52:54:00:00:00:02', bridge: 'default', vlan: 0, port: 'vm2', age: 2 },
+    { mac: '52:54:00:00:00:01', bridge: 'default', vlan: 0, port: 'vm1', static: false, age: 1 },
+    { mac: '52:54:00:00:00:02', bridge: 'default', vlan: 0, port: 'vm2', static: false, age: 2 },
   ];
 
   async addPort(spec: PortSpec): Promise<void> {
@@ -131,7 +138,16 @@ class Table implements SwitchControl {
     for (const spec of ports) this.#ports.set(spec.name, spec);
     const added = [...this.#ports.keys()];
     const none = { added: [], removed: [], changed: [] };
-    return { added, removed: [], changed: [], unchanged: [], bridges: none, settings: [], failed: [] };
+    return {
+      added,
+      removed: [],
+      changed: [],
+      unchanged: [],
+      bridges: none,
+      fdb: none,
+      settings: [],
+      failed: [],
+    };
   }
 
   async capture(): Promise<never> {
@@ -146,12 +162,24 @@ class Table implements SwitchControl {
     return this.addresses;
   }
 
-  async flushFdb(port?: string): Promise<number> {
+  async flushFdb({ port }: AddressFilter = {}): Promise<number> {
     if (port !== undefined) this.port(port);
     const kept = this.addresses.filter((entry) => port !== undefined && entry.port !== port);
     const flushed = this.addresses.length - kept.length;
     this.addresses = kept;
     return flushed;
+  }
+
+  async addAddress(spec: AddressSpec): Promise<void> {
+    const { mac, port, vlan = 0 } = checkAddressSpec(spec);
+    this.port(port);
+    this.addresses.push({ mac, bridge: 'default', vlan, port, static: true, age: 0 });
+  }
+
+  async removeAddress(mac: string): Promise<void> {
+    const kept = this.addresses.filter((entry) => !entry.static || entry.mac !== mac);
+    if (kept.length === this.addresses.length) throw new SwitchError('NO_SUCH_ADDRESS', `no ${mac}`);
+    this.addresses = kept;
   }
 
   status(): SwitchStatus {
@@ -259,9 +287,9 @@ test('the client does through the socket what the switch does', () =>
     assert.equal((await client.port('vm1')).addresses.limit, 7);
     assert.deepEqual(await client.ports(), table.ports());
     assert.deepEqual(await client.fdb(), table.addresses);
-    assert.deepEqual(await client.flushFdb('vm1'), { flushed: 1 });
+    assert.deepEqual(await client.flushFdb({ port: 'vm1' }), { flushed: 1 });
     assert.deepEqual(await client.fdb(), [
-      { mac: '52:54:00:00:00:02', bridge: 'default', vlan: 0, port: 'vm2', age: 2 },
+      { mac: '52:54:00:00:00:02', bridge: 'default', vlan: 0, port: 'vm2', static: false, age: 2 },
     ]);
     assert.deepEqual(await client.flushFdb(), { flushed: 1 });
     assert.equal(await client.removePort('vm1'), undefined);
@@ -284,7 +312,7 @@ test('what the switch refuses keeps its code and field', () =>
     assert.equal((await refusedWith('PORT_EXISTS', client.addPort(vm1))).field, 'name');
     await refusedWith('NO_SUCH_PORT', client.port('vm9'));
     await refusedWith('NO_SUCH_PORT', client.removePort('a/../b?c=%'));
-    await refusedWith('NO_SUCH_PORT', client.flushFdb('vm9'));
+    await refusedWith('NO_SUCH_PORT', client.flushFdb({ port: 'vm9' }));
     const bad = { ...vm1, role: 'sever' } as unknown as PortSpec;
     const error = await refusedWith('BAD_SPEC', client.addPort(bad));
     assert.equal(error.field, 'role');
@@ -339,7 +367,20 @@ test('answers carry the status that HTTP has for them', () =>
       [404, 'NOT_FOUND', 'GET', '//v1/status'],
       [404, 'NOT_FOUND', 'GET', '/v1/ports/vm1/queues'],
       [405, 'METHOD_NOT_ALLOWED', 'PUT', '/v1/ports', '{}'],
-      [405, 'METHOD_NOT_ALLOWED', 'POST', '/v1/fdb', '{}'],
+      [405, 'METHOD_NOT_ALLOWED', 'PUT', '/v1/fdb', '{}'],
+      [400, 'BAD_SPEC', 'POST', '/v1/fdb', '{}'],
+      [400, 'BAD_SPEC', 'POST', '/v1/fdb', json({ mac: 'ff:ff:ff:ff:ff:ff', port: 'vm1' })],
+      [404, 'NO_SUCH_PORT', 'POST', '/v1/fdb', json({ mac: '52:54:00:00:00:09', port: 'vm9' })],
+      [201, undefined, 'POST', '/v1/fdb', json({ mac: '52:54:00:00:00:09', port: 'vm1', vlan: 3 })],
+      [204, undefined, 'DELETE', '/v1/fdb/52:54:00:00:00:09?vlan=3'],
+      [404, 'NO_SUCH_ADDRESS', 'DELETE', '/v1/fdb/52%3A54:00:00:00:09'],
+      [400, 'BAD_REQUEST', 'DELETE', '/v1/fdb/52:54:00:00:00:09?static=true'],
+      [405, 'METHOD_NOT_ALLOWED', 'GET', '/v1/fdb/52:54:00:00:00:09'],
+      [400, 'BAD_REQUEST', 'GET', '/v1/fdb?vlan=4095'],
+      [400, 'BAD_REQUEST', 'DELETE', '/v1/fdb?vlan=ten'],
+      [400, 'BAD_REQUEST', 'DELETE', '/v1/fdb?static=no'],
+      [404, 'NO_SUCH_BRIDGE', 'GET', '/v1/fdb?bridge=lob'],
+      [200, undefined, 'GET', '/v1/fdb?bridge=default&vlan=3'],
       [405, 'METHOD_NOT_ALLOWED', 'PUT', '/v1/ports/vm1', '{}'],
       [415, 'UNSUPPORTED_MEDIA_TYPE', 'PATCH', '/v1/ports/vm1'],
       [200, undefined, 'PATCH', '/v1/ports/vm1', '{"isolated":true}'],

@@ -96,7 +96,7 @@ test('up says in one line what listens where, runs every command, and leaves not
   assert.match(shown, /\n +VIRTIO_F_VERSION_1 +yes +no/);
 
   assert.deepEqual(await up.json('fdb'), []);
-  assert.equal(await up.run('fdb'), 'ADDRESS  PORT  AGE\n');
+  assert.equal(await up.run('fdb'), 'ADDRESS  BRIDGE  VLAN  PORT  AGE\n');
   assert.deepEqual(await up.json('fdb', 'flush'), { flushed: 0 });
   assert.equal(await up.run('fdb', 'flush', '--port', 'vm1'), '0 addresses forgotten\n');
 

@@ -49,6 +49,7 @@ test('a port whose options differ is made anew, even in the place of another', a
     changed: ['a', 'b'],
     unchanged: ['c'],
     bridges: { added: [], removed: [], changed: [] },
+    fdb: { added: [], removed: [] },
     settings: ['ageing'],
     failed: [],
   });

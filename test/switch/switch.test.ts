@@ -495,7 +495,7 @@ describe('ports', () => {
     }
     assert.equal(vswitch.fdb().length, 8);
     assert.equal(vswitch.status().fdb.entries, 8);
-    assert.equal(await vswitch.flushFdb('a'), 3);
+    assert.equal(await vswitch.flushFdb({ port: 'a' }), 3);
     assert.deepEqual(
       vswitch.fdb().map(({ port }) => port),
       Array(5).fill('b'),
