@@ -34,7 +34,19 @@ class Live {
     });
     const check = ['ip', 'tcp', 'udp'].flatMap((name) => ['-o', `${name}.check_checksum:TRUE`]);
     const fields = FIELDS.flatMap((field) => ['-e', field]);
-    this.#tshark = new Child('tshark', ['-l', '-n', '-i', '-', ...check, '-T', 'fields', ...fields]);
+    // Random bytes on a port that some protocol has would be taken for that.
+    const plain = ['-d', 'tcp.port==5000,data'];
+    this.#tshark = new Child('tshark', [
+      '-l',
+      '-n',
+      '-i',
+      '-',
+      ...check,
+      ...plain,
+      '-T',
+      'fields',
+      ...fields,
+    ]);
     this.#capture.stdout!.pipe(this.#tshark.process.stdin!);
   }
 
