@@ -205,9 +205,16 @@ describe('unlike Linux guests', { skip: skipWithout('qemu', 'guestKernel') }, ()
       await guest.ok(`ethtool -L eth0 combined ${pairs}`);
       await until(`${pairs} queue pairs`, 20_000, () => enabled() === 2 * pairs);
       const [toGuest, fromGuest] = [taken(2), taken(3)];
-      await load();
-      if (pairs === 2) assert.ok(taken(2) > toGuest && taken(3) > fromGuest, 'the second pair is used');
-      else assert.equal(taken(2) + taken(3), toGuest + fromGuest, 'the second pair rests');
+      if (pairs === 1) {
+        await load();
+        assert.equal(taken(2) + taken(3), toGuest + fromGuest, 'the second pair rests');
+        continue;
+      }
+      // Which queue a guest sends on is told by the processor that it sends from: one may do for all of a load.
+      await until('the second pair is used', 120_000, async () => {
+        await load();
+        return taken(2) > toGuest && taken(3) > fromGuest;
+      });
     }
     await transfer('split', 'packed', 4);
     for (const name of ['packed', 'split'] as const) await guests[name].ok('killall nuttcp');
