@@ -6,7 +6,7 @@
  *
  *   0x0000_0000   never used: address 0 means "nothing"
  *   0x0001_0000   header
- *   0x0002_0000   by bridge: seconds after which its addresses are forgotten
+ *   0x0002_0000   bridges
  *   0x0010_0000   ports
  *   0x0020_0000   worker areas, 5 MiB each
  *   0x0a20_0000   an area like a worker's, for the control plane (control.ts)
