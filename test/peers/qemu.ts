@@ -132,14 +132,23 @@ export class LinuxGuest {
     return output;
   }
 
-  /**
-   * MD5 of all that a server sends by TCP. Input that never ends keeps nc from closing its own way first: it ends when
-   * its input does, and the passt of 2023 then cuts what is still to come.
-   */
-  async hashFrom(address: string, port: number): Promise<string> {
-    await this.ok('[ -p /tmp/open ] || mkfifo /tmp/open');
-    const sum = await this.ok(`nc ${address} ${port} 0<>/tmp/open | md5sum`, 300_000);
-    return sum.slice(0, 32);
+  /** The guest as the far end of connections to `address`, with so many megabytes to send (support/tcp.ts). */
+  endTo(address: string, megabytes: number) {
+    return {
+      sendTo: async (port: number): Promise<string> => {
+        await this.ok(`dd if=/dev/urandom of=/tmp/data bs=1M count=${megabytes}`);
+        const sum = await this.ok('md5sum < /tmp/data');
+        await this.ok(`nc ${address} ${port} < /tmp/data`, 300_000);
+        return sum.slice(0, 32);
+      },
+      // Input that never ends keeps nc from closing its own way first: it ends when its input does, and the passt of
+      // 2023 then cuts what is still to come.
+      hashFrom: async (port: number): Promise<string> => {
+        await this.ok('[ -p /tmp/open ] || mkfifo /tmp/open');
+        const sum = await this.ok(`nc ${address} ${port} 0<>/tmp/open | md5sum`, 300_000);
+        return sum.slice(0, 32);
+      },
+    };
   }
 
   /** Gives the card an address, `10.0.0.1/24`, and brings it up. */

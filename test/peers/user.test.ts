@@ -8,7 +8,7 @@ import { describe, test } from 'node:test';
 import { createSwitch } from '../../src/index.ts';
 import { ip, ownNetwork } from '../support/network.ts';
 import { sockets } from '../support/sockets.ts';
-import { TcpSink, TcpSource } from '../support/tcp.ts';
+import { crossWhole } from '../support/tcp.ts';
 import { until } from '../support/until.ts';
 import { passtFolder, skipWithout } from './available.ts';
 import { scratch } from './process.ts';
@@ -84,17 +84,7 @@ describe('a user port', { skip }, () => {
     assert.match(await guest.ok('ip addr show eth0'), /inet 192\.0\.2\.1\/24/);
     assert.match(await guest.ok('nslookup host.test 192.0.2.253'), /192\.0\.2\.77/);
 
-    const sink = await TcpSink.listen('127.0.0.1', 5001);
-    t.after(() => sink.close());
-    await guest.ok(`dd if=/dev/urandom of=/tmp/data bs=1M count=${MEGABYTES}`);
-    const sent = (await guest.ok('md5sum < /tmp/data')).slice(0, 32);
-    const came = sink.next();
-    await guest.ok('nc 192.0.2.254 5001 < /tmp/data', 300_000);
-    assert.deepEqual(await came, { bytes: MEGABYTES << 20, md5: sent });
-    const source = await TcpSource.listen('127.0.0.1', 5002, MEGABYTES << 20);
-    t.after(() => source.close());
-    const received = await guest.hashFrom('192.0.2.254', 5002);
-    assert.equal(received, source.md5);
+    await crossWhole(t, '127.0.0.1', MEGABYTES << 20, guest.endTo('192.0.2.254', MEGABYTES));
 
     const children = readFileSync(`/proc/self/task/${process.pid}/children`, 'utf8').trim().split(' ');
     const passt = children

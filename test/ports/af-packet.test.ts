@@ -9,7 +9,7 @@ import { frame, mac } from '../support/ethernet.ts';
 import { frameOf, layout, type Segment } from '../support/ip.ts';
 import { ip, ownNetwork } from '../support/network.ts';
 import { sockets } from '../support/sockets.ts';
-import { TcpSink, TcpSource } from '../support/tcp.ts';
+import { crossWhole, endIn } from '../support/tcp.ts';
 import { Traffic } from '../support/traffic.ts';
 import { until } from '../support/until.ts';
 
@@ -89,25 +89,7 @@ describe('a packet socket port', { skip: ownNetwork() }, () => {
     await isUp(vswitch, 'host');
     const address = '10.0.0.3';
     ip(`addr add ${address}/24 dev vt0`);
-    const sink = await TcpSink.listen(address, 5001);
-    t.after(() => sink.close());
-    const source = await TcpSource.listen(address, 5002, MEGABYTES << 20);
-    t.after(() => source.close());
-    const program = `
-      const { createHash, randomBytes } = require('node:crypto');
-      const { connect } = require('node:net');
-      const data = randomBytes(${MEGABYTES << 20});
-      const md5 = (bytes) => createHash('md5').update(bytes).digest('hex');
-      connect(5001, '${address}').end(data);
-      const hash = createHash('md5');
-      connect(5002, '${address}').on('data', (piece) => hash.update(piece)).on('end', () =>
-        console.log('sent', md5(data), 'received', hash.digest('hex')));`;
-    const came = sink.next();
-    const peer = there.start(process.execPath, '-e', program);
-    assert.equal(await peer.exited, 0, peer.output);
-    const { bytes, md5 } = await came;
-    assert.equal(bytes, MEGABYTES << 20);
-    assert.match(peer.output, new RegExp(`sent ${md5} received ${source.md5}`));
+    await crossWhole(t, address, MEGABYTES << 20, endIn(there, address, MEGABYTES << 20));
     for (const { sizes, direction } of vswitch.port('up').queues)
       assert.ok(sizes.size1519ToMax > 50, `${direction}: ${sizes.size1519ToMax} large segments`);
     ip('link del veth0');

@@ -15,7 +15,7 @@ import { answer, cable, macOf, ping, plug } from '../support/cable.ts';
 import { frame, mac } from '../support/ethernet.ts';
 import { ip, ownNetwork } from '../support/network.ts';
 import { sockets } from '../support/sockets.ts';
-import { TcpSink, TcpSource } from '../support/tcp.ts';
+import { crossWhole, endIn } from '../support/tcp.ts';
 import { Traffic } from '../support/traffic.ts';
 import { until } from '../support/until.ts';
 
@@ -102,25 +102,7 @@ describe('an AF_XDP port', { skip: ownNetwork() }, () => {
     await isUp(vswitch);
     await isUp(vswitch, 'host');
     ip('addr add 10.0.0.3/24 dev vt0');
-    const sink = await TcpSink.listen('10.0.0.3', 5001);
-    t.after(() => sink.close());
-    const source = await TcpSource.listen('10.0.0.3', 5002, MEGABYTES << 20);
-    t.after(() => source.close());
-    const program = `
-      const { createHash, randomBytes } = require('node:crypto');
-      const { connect } = require('node:net');
-      const data = randomBytes(${MEGABYTES << 20});
-      const md5 = (bytes) => createHash('md5').update(bytes).digest('hex');
-      connect(5001, '10.0.0.3').end(data);
-      const hash = createHash('md5');
-      connect(5002, '10.0.0.3').on('data', (piece) => hash.update(piece)).on('end', () =>
-        console.log('sent', md5(data), 'received', hash.digest('hex')));`;
-    const came = sink.next();
-    const peer = there.start(process.execPath, '-e', program);
-    assert.equal(await peer.exited, 0, peer.output);
-    const { bytes, md5 } = await came;
-    assert.equal(bytes, MEGABYTES << 20);
-    assert.match(peer.output, new RegExp(`sent ${md5} received ${source.md5}`));
+    await crossWhole(t, '10.0.0.3', MEGABYTES << 20, endIn(there, '10.0.0.3', MEGABYTES << 20));
     ip('link del veth0');
   });
 

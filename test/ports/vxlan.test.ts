@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, type TestContext, test } from 'node:test';
 import { createSwitch, type PortSpec } from '../../src/index.ts';
 import { completeChecksums, ip, Namespace, ownNetwork } from '../support/network.ts';
-import { TcpSink, TcpSource } from '../support/tcp.ts';
+import { crossWhole, endIn } from '../support/tcp.ts';
 import { until } from '../support/until.ts';
 
 const MEGABYTES = 10;
@@ -47,25 +47,7 @@ describe('a VXLAN port', { skip: ownNetwork() }, () => {
       );
       ip('link set vt0 mtu 1400');
       ip('addr add 10.0.0.1/24 dev vt0');
-      const sink = await TcpSink.listen('10.0.0.1', 5001);
-      t.after(() => sink.close());
-      const source = await TcpSource.listen('10.0.0.1', 5002, MEGABYTES << 20);
-      t.after(() => source.close());
-      const program = `
-        const { createHash, randomBytes } = require('node:crypto');
-        const { connect } = require('node:net');
-        const data = randomBytes(${MEGABYTES << 20});
-        const md5 = (bytes) => createHash('md5').update(bytes).digest('hex');
-        connect(5001, '10.0.0.1').end(data);
-        const hash = createHash('md5');
-        connect(5002, '10.0.0.1').on('data', (piece) => hash.update(piece)).on('end', () =>
-          console.log('sent', md5(data), 'received', hash.digest('hex')));`;
-      const came = sink.next();
-      const peer = there.start(process.execPath, '-e', program);
-      assert.equal(await peer.exited, 0, peer.output);
-      const { bytes, md5 } = await came;
-      assert.equal(bytes, MEGABYTES << 20);
-      assert.match(peer.output, new RegExp(`sent ${md5} received ${source.md5}`));
+      await crossWhole(t, '10.0.0.1', MEGABYTES << 20, endIn(there, '10.0.0.1', MEGABYTES << 20));
       assert.equal(vswitch.port('far').drops.noFrame, undefined);
 
       // Of another network: dropped and counted.
