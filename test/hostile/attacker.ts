@@ -133,6 +133,21 @@ export class Attacker {
     }
   }
 
+  /** Waits for so many answers, one after the other; rejects when the other end closes before. */
+  async answers(count: number): Promise<void> {
+    let bytes = Buffer.alloc(0);
+    while (count > 0) {
+      const came = await this.answer();
+      assert.ok(came.length > 0, `closed before ${count} more answers`);
+      bytes = Buffer.concat([bytes, came]);
+      for (; bytes.length >= m.HEADER_SIZE; count--) {
+        const length = m.HEADER_SIZE + bytes.readUInt32LE(8);
+        if (bytes.length < length) break;
+        bytes = bytes.subarray(length);
+      }
+    }
+  }
+
   close(): void {
     if (!this.#open) return;
     this.#open = false;

@@ -252,7 +252,7 @@ export const LOGS: Attack[] = [
   log('a log longer than its file', /SET_LOG_BASE: log file shorter than declared/, 2n * MIB, 0n),
   log('a log that is an eventfd', /SET_LOG_BASE: an eventfd or the like can't be mapped/, 4096n, 0n, (a) => a.own(eventfd())),
   log('a log without a file', /SET_LOG_BASE: 16 bytes and 0 descriptors|SET_LOG_BASE: 0 descriptors/, 4096n, 0n, () => []),
-  log('a log too small for its guest (CVE-2019-14835)', /log/, 1n, 0n),
+  log('a log too small for its guest (CVE-2019-14835)', /SET_LOG_BASE: the log reaches guest address 0x8000, memory goes on to 0x40100000/, 1n, 0n),
 ]; // biome-ignore format: a table
 
 const translation = (changes: Partial<m.IotlbMessage>) =>
@@ -388,6 +388,8 @@ export const REFUSED: Attack[] = [
   single('a crypto session with a key of 4 GiB (CVE-2020-10724, CVE-2020-14374 to 14378)', /CREATE_CRYPTO_SESSION: not offered by this back-end/, R.CREATE_CRYPTO_SESSION, new Uint8Array(616).fill(0xff)),
   single('the end of a crypto session', /CLOSE_CRYPTO_SESSION: not offered by this back-end/, R.CLOSE_CRYPTO_SESSION, u64(0n)),
   single('the socket of a display', /GPU_SET_SOCKET: not offered by this back-end/, R.GPU_SET_SOCKET, NOTHING, 1),
+  single('a byte order', /SET_VRING_ENDIAN: not offered by this back-end/, R.SET_VRING_ENDIAN, state(0, 1)),
+  single('regions of shared memory', /GET_SHMEM_CONFIG: not offered by this back-end/, R.GET_SHMEM_CONFIG),
   single('a shared object', /GET_SHARED_OBJECT: not offered by this back-end/, R.GET_SHARED_OBJECT, new Uint8Array(16)),
 ]; // biome-ignore format: a table
 

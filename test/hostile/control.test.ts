@@ -52,6 +52,9 @@ interface Case {
   command?: number[];
   chain?: Descriptor[];
   table?: Descriptor[];
+  /** In place of a chain, what lies in the ring itself, where it is one of that kind. */
+  split?: (g: RawGuest) => void;
+  packed?: (g: PackedGuest) => void;
   /** The queue breaks with this, or the command is answered with this byte. */
   outcome: RegExp | number;
 }
@@ -92,6 +95,35 @@ const CASES: Case[] = [
   { name: 'a table of 15 bytes', chain: [d(TABLE_AT, 15, TABLE)], outcome: /an indirect table of 15 bytes/ },
 ]; // biome-ignore format: a table
 
+/** One descriptor of a command after the other, at these places of the ring, the first one as its head. */
+const linked =
+  (...links: [place: number, next: number, length?: number][]) =>
+  (g: RawGuest): void => {
+    for (const [place, next, length = 1] of links)
+      g.describe(CONTROL, place, { address: COMMAND, length, flags: NEXT, next });
+    g.offer(CONTROL, links[0]![0]);
+  };
+
+/** Chains that lead out of the ring or never end: 6ec1778134 in DPDK's control queue. */
+const SPLIT: Case[] = [
+  { name: 'a next that is the size of the ring (6ec1778134)', split: linked([0, SIZE]), outcome: /next index 64 is not below/ },
+  { name: 'a next of 65535 behind one that is right', split: linked([0, 1], [1, 65535]), outcome: /next index 65535 is not below/ },
+  { name: 'a command that goes on in itself (6ec1778134)', split: linked([5, 5]), outcome: /\(a loop\?\)/ },
+  { name: 'a command that goes on in itself without a byte', split: linked([5, 5, 0]), outcome: /\(a loop\?\)/ },
+  { name: 'a circle of three', split: linked([1, 2], [2, 3], [3, 1]), outcome: /\(a loop\?\)/ },
+  { name: 'a circle of an answer', split: (g) => { g.describe(CONTROL, 0, { ...answer, flags: WRITE | NEXT, next: 0 }); g.offer(CONTROL, 0); }, outcome: /\(a loop\?\)/ },
+  { name: 'a circle in a table', split: (g) => { g.describeAt(TABLE_AT, { ...d(COMMAND, 1, NEXT), next: 0 }); g.describe(CONTROL, 0, d(TABLE_AT, 32, TABLE)); g.offer(CONTROL, 0); }, outcome: /\(a loop\?\)/ },
+  { name: 'a next out of its table', split: (g) => { g.describeAt(TABLE_AT, { ...d(COMMAND, 1, NEXT), next: 2 }); g.describe(CONTROL, 0, d(TABLE_AT, 32, TABLE)); g.offer(CONTROL, 0); }, outcome: /next index 2 is not below/ },
+  { name: 'a table in a table', table: [d(TABLE_AT, 16, TABLE)], outcome: /points to an indirect table/ },
+  { name: 'a head that is the size of the ring', split: (g) => g.offer(CONTROL, SIZE), outcome: /head index 64 is not below/ },
+  { name: 'a wild jump of avail.idx', split: (g) => g.setAvailIdx(CONTROL, 20_000), outcome: /avail.idx jumped by 20000/ },
+]; // biome-ignore format: a table
+const PACKED: Case[] = [
+  { name: 'a command of every place that goes on (6ec1778134)', packed: (g) => { for (let i = SIZE - 1; i >= 0; i--) g.put(CONTROL, i, d(COMMAND, 1, NEXT | g.available(i))); g.kick(CONTROL); }, outcome: /\(a loop\?\)/ },
+  { name: 'an answer of every place that goes on, without a byte', packed: (g) => { for (let i = SIZE - 1; i >= 0; i--) g.put(CONTROL, i, d(ANSWER, 0, WRITE | NEXT | g.available(i))); g.kick(CONTROL); }, outcome: /\(a loop\?\)/ },
+  { name: 'a table at the end of a list', chain: [d(COMMAND, 1), d(TABLE_AT, 32, TABLE)], outcome: /descriptor 1 has both INDIRECT and NEXT/ },
+]; // biome-ignore format: a table
+
 /** Makes a chain available on the control queue, and tells how the device gave it back. */
 function give(g: Guest, chain: Descriptor[], table: Descriptor[] = []): () => number | undefined {
   g.write(ANSWER, Uint8Array.of(0xee));
@@ -120,15 +152,17 @@ async function assertWorks(g: Guest): Promise<void> {
   await until(() => stage.port.queues[1]!.packets > sent, 'frames go on');
 }
 
-async function run(
-  g: Guest,
-  { command: bytes = PROMISCUOUS_OFF, chain = [], table, outcome }: Case,
-): Promise<void> {
+async function run(g: Guest, c: Case): Promise<void> {
+  const { command: bytes = PROMISCUOUS_OFF, chain = [], table, split, packed, outcome } = c;
   stage.forget();
   try {
     await g.start();
     g.write(COMMAND, Uint8Array.from(bytes));
-    const given = give(g, chain, table);
+    let given = (): number | undefined => undefined;
+    if (g instanceof PackedGuest ? packed : split) {
+      if (g instanceof PackedGuest) packed!(g);
+      else split!(g);
+    } else given = give(g, chain, table);
     if (typeof outcome === 'number') {
       await until(() => given() !== undefined, 'an answer');
       assert.equal(given(), outcome);
@@ -161,13 +195,13 @@ async function run(
 
 const options = { size: SIZE, rings: 3, features: FEATURES };
 const KINDS = [
-  ['split', () => new RawGuest(stage.path(), stage.lease.poller, options)],
-  ['packed', () => new PackedGuest(stage.path(), stage.lease.poller, { ...options, features: FEATURES | F.VIRTIO_F_RING_PACKED })],
+  ['split', SPLIT, () => new RawGuest(stage.path(), stage.lease.poller, options)],
+  ['packed', PACKED, () => new PackedGuest(stage.path(), stage.lease.poller, { ...options, features: FEATURES | F.VIRTIO_F_RING_PACKED })],
 ] as const; // biome-ignore format: a table
 
-for (const [kind, guest] of KINDS) {
+for (const [kind, own, guest] of KINDS) {
   describe(`${kind}: the control queue`, () => {
-    for (const c of CASES) test(c.name, () => run(guest(), c));
+    for (const c of [...CASES, ...own]) test(c.name, () => run(guest(), c));
 
     test('random commands without end, and the guest leaves amid them', async () => {
       const random = new Random(17);
