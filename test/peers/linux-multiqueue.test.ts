@@ -1,8 +1,14 @@
-/** Two Linux guests with four queue pairs: `ethtool -L` changes how many are used while they talk. */
+/**
+ * Two Linux guests with four queue pairs: `ethtool -L` changes how many are used while they talk. And one with as many
+ * as a port may have.
+ */
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { createSwitch } from '../../src/index.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
+import { mac } from '../support/ethernet.ts';
+import { flowFrame } from '../support/flows.ts';
 import { skipWithout } from './available.ts';
 import { scratch, until } from './process.ts';
 import { LinuxGuest, tcpTransfer } from './qemu.ts';
@@ -89,4 +95,49 @@ test('Linux guests change the number of their queues at run time', {
     vswitch.ports().map((port) => port.lastError),
     [null, null],
   );
+});
+
+/** Pairs that a port may have. */
+const MOST = 128;
+
+test(`a Linux guest uses ${MOST} queue pairs, one, and ${MOST} again`, {
+  skip: skipWithout('qemu', 'guestKernel'),
+}, async () => {
+  using directory = scratch('linux');
+  const at = (name: string) => join(directory.path, name);
+  await using vswitch = await createSwitch({
+    workers: 2,
+    ports: ['vm', 'peer'].map((name) => ({ name, type: 'vhost-user', target: at(name) })),
+  });
+  await using guest = await LinuxGuest.start({ path: at('vm'), mac: '52:54:00:00:00:01', queues: MOST });
+  await using peer = await VirtioUser.open({ path: at('peer'), queueSize: 1024 });
+  await guest.configure('10.0.0.1/24');
+  assert.match(await guest.ok('ethtool -l eth0'), new RegExp(`maximums:[^]*Combined:\\s+${MOST}\\b`));
+  const me = Buffer.from('525400000001', 'hex');
+  // So many that none of the queues is left out by chance.
+  const flows = Array.from({ length: 16 * MOST }, (_, i) => flowFrame({
+    to: me, from: mac(9), source: '10.0.0.9', destination: '10.0.0.1', protocol: 17, sourcePort: 1000 + i, destinationPort: 9, length: 60,
+  })); // biome-ignore format: a table
+  const given = () =>
+    vswitch
+      .port('vm')
+      .queues.filter((queue) => queue.direction === 'tx')
+      .map((queue) => queue.packets);
+  for (const pairs of [MOST, 1, MOST]) {
+    await guest.run(`ethtool -L eth0 combined ${pairs}`);
+    const words = pairs === MOST ? `, ${MOST} pairs` : `, ${pairs} of ${MOST} pairs`;
+    await until(`${pairs} queues`, 120_000, () => vswitch.port('vm').rings.endsWith(words));
+    const before = given();
+    const drops = vswitch.port('vm').txDrops;
+    for (const bytes of flows) await until('room', 60_000, () => peer.send(bytes) || undefined);
+    const more = () => given().map((packets, queue) => packets - (before[queue] ?? 0));
+    const sum = () => more().reduce((a, b) => a + b, 0) + vswitch.port('vm').txDrops - drops;
+    await until('all frames at the guest', 60_000, () => sum() >= flows.length);
+    assert.deepEqual(
+      more().map((packets) => packets > 0),
+      Array.from({ length: MOST }, (_, queue) => queue < pairs),
+      `${more()}`,
+    );
+  }
+  assert.equal(vswitch.port('vm').lastError, null);
 });
