@@ -9,6 +9,8 @@ import type {
   BridgeStatus,
   CaptureOptions,
   FdbEntry,
+  GroupSpec,
+  GroupsStatus,
   PortChange,
   PortDetail,
   PortSpec,
@@ -151,6 +153,20 @@ export class ControlClient {
   /** Takes away an address that was entered. */
   removeAddress(mac: string, filter: AddressFilter = {}): Promise<void> {
     return this.#call('DELETE', `/v1/fdb/${encodeURIComponent(mac)}${queryOf(filter)}`);
+  }
+
+  groups(filter: AddressFilter = {}): Promise<GroupsStatus> {
+    return this.#call('GET', `/v1/groups${queryOf(filter)}`);
+  }
+
+  /** Enters a port into a group for good. */
+  addGroup(spec: GroupSpec): Promise<GroupSpec> {
+    return this.#call('POST', '/v1/groups', spec);
+  }
+
+  /** Takes ports out of a group that they were entered into. */
+  removeGroup(group: string, filter: AddressFilter = {}): Promise<void> {
+    return this.#call('DELETE', `/v1/groups/${encodeURIComponent(group)}${queryOf(filter)}`);
   }
 
   /** Frames as pcapng, until the capture ends; `stop` lets it end with what has come by then. */

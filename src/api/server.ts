@@ -21,6 +21,9 @@
  *     POST   /v1/fdb           body AddressSpec, an address that is entered for good; 201, AddressSpec
  *     DELETE /v1/fdb           { "flushed": number of entries }; with static=true those that were entered too
  *     DELETE /v1/fdb/MAC       204: an address that was entered
+ *     GET    /v1/groups        GroupsStatus; with ?port=NAME, bridge=NAME, vlan=N those alone, and so below
+ *     POST   /v1/groups        body GroupSpec, a port that is entered into a group for good; 201, GroupSpec
+ *     DELETE /v1/groups/GROUP  204: ports that were entered into a group
  *
  * What fails is answered with `{ "error": { "code", "message", "field"? } }`. The socket's mode lets in its
  * owner alone. Even so a client is not trusted: sizes, times and connections are bounded, and nothing that it
@@ -43,6 +46,9 @@ import type {
   CaptureOptions,
   CaptureStream,
   FdbEntry,
+  GroupMember,
+  GroupSpec,
+  GroupsStatus,
   PortChange,
   PortDetail,
   PortSpec,
@@ -71,6 +77,9 @@ export interface SwitchControl {
   flushFdb(filter?: AddressFilter & { static?: boolean }): Promise<number>;
   addAddress(spec: AddressSpec): Promise<void>;
   removeAddress(mac: string, filter?: AddressFilter): Promise<void>;
+  groups(): GroupsStatus;
+  addGroup(spec: GroupSpec): Promise<void>;
+  removeGroup(group: string, filter?: AddressFilter): Promise<void>;
   status(): SwitchStatus;
   capture(options: CaptureOptions): Promise<CaptureStream>;
   stopCapture(id: number): void;
@@ -120,6 +129,7 @@ const STATUS_OF: Record<SwitchErrorCode, number> = {
   NO_SUCH_BRIDGE: 404,
   BRIDGE_EXISTS: 409,
   NO_SUCH_ADDRESS: 404,
+  NO_SUCH_GROUP: 404,
   LIMIT: 409,
   SOCKET: 409,
   IN_USE: 409,
@@ -254,6 +264,39 @@ const ROUTES: Route[] = [
     methods: {
       DELETE: async ({ control, name, query }) => {
         await control.removeAddress(name, readFilter(query));
+        return { status: 204 };
+      },
+    },
+  },
+  {
+    path: /^\/v1\/groups$/,
+    query: ['port', 'bridge', 'vlan'],
+    methods: {
+      GET: ({ control, query }) => {
+        const { port, bridge, vlan } = readFilter(query);
+        if (port !== undefined) control.port(port);
+        if (bridge !== undefined) control.bridge(bridge);
+        const isMeant = (entry: { bridge: string; vlan: number; ports: GroupMember[] }) =>
+          (port === undefined || entry.ports.some((member) => member.port === port)) &&
+          (bridge === undefined || entry.bridge === bridge) &&
+          (vlan === undefined || entry.vlan === vlan);
+        const { groups, routers } = control.groups();
+        return ok({ groups: groups.filter(isMeant), routers: routers.filter(isMeant) });
+      },
+      POST: async ({ control, request }) => {
+        // The switch checks it.
+        const spec = (await readJson(request)) as GroupSpec;
+        await control.addGroup(spec);
+        return { status: 201, body: spec };
+      },
+    },
+  },
+  {
+    path: /^\/v1\/groups\/([^/]+)$/,
+    query: ['port', 'bridge', 'vlan'],
+    methods: {
+      DELETE: async ({ control, name, query }) => {
+        await control.removeGroup(name, readFilter(query));
         return { status: 204 };
       },
     },

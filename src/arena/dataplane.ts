@@ -19,6 +19,9 @@ export interface DataplaneFunctions {
   armControl(vring: number): number;
   pin(mac: bigint, fid: number, port: number): number;
   unpin(mac: bigint, fid: number): void;
+  pinMember(groups: number, high: bigint, low: bigint, fid: number, port: number): number;
+  unpinMember(groups: number, high: bigint, low: bigint, fid: number, port: number): void;
+  forgetMembers(groups: number, port: number, expired: number): void;
   flush(port: number, expired: number, fid?: number, mask?: number): number;
   flowHash(frame: number, length: number): number;
   generate(generator: number): number;

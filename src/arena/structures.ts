@@ -53,7 +53,7 @@ const WORKER = [
 ] as const;
 const PORT = [
   'used', 'pairs', 'ring', 'table', 'regions', 'regionCount', 'iotlb', 'addresses', 'addressLimit', 'notLearned',
-  'reception', 'filtered', 'bridge', 'rules',
+  'reception', 'filtered', 'bridge', 'rules', 'groupFlags', 'groups', 'groupLimit', 'groupsRefused',
 ] as const; // biome-ignore format: a table
 const RULES = [
   'ingress',
@@ -76,7 +76,10 @@ const LINE = ['limit', 'delay', 'jitter', 'random', 'loss', 'duplicate', 'reorde
 const GUARD = ['flags', 'macs', 'ipv4s', 'ipv6s'] as const;
 const STORM = ['kinds', 'bits'] as const;
 const VLANS = ['pvid', 'type', 'tagged'] as const;
-const BRIDGE = ['ageing', 'filters'] as const;
+const BRIDGE = ['ageing', 'filters', 'groups'] as const;
+const GROUPS = ['groups', 'members', 'used', 'full', 'asks'] as const;
+const GROUP = ['high', 'low', 'fid', 'querierPort', 'querierUntil', 'querierHigh', 'querierLow'] as const;
+const MEMBER = ['group', 'port', 'until'] as const;
 const REGION = ['base', 'size', 'arena', 'fd', 'offset', 'end', 'outside', 'id', 'access'] as const;
 const WINDOW = ['key', 'arena', 'stamp'] as const;
 const RECEPTION = ['filter', 'hashed', 'hashTypes', 'rss', 'mac', 'unicasts', 'multicasts'] as const;
@@ -110,6 +113,9 @@ export type GuardStruct = Struct<(typeof GUARD)[number]>;
 export type StormStruct = Struct<(typeof STORM)[number]>;
 export type VlansStruct = Struct<(typeof VLANS)[number]>;
 export type BridgeStruct = Struct<(typeof BRIDGE)[number]>;
+export type GroupsStruct = Struct<(typeof GROUPS)[number]>;
+export type GroupStruct = Struct<(typeof GROUP)[number]>;
+export type MemberStruct = Struct<(typeof MEMBER)[number]>;
 export type RegionStruct = Struct<(typeof REGION)[number]>;
 export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
 export type CommandStruct = Struct<(typeof COMMAND)[number]>;
@@ -142,6 +148,9 @@ export class Structures {
       storm: fields(layout, 'Storm', STORM),
       vlans: fields(layout, 'Vlans', VLANS),
       bridge: fields(layout, 'Bridge', BRIDGE),
+      groups: fields(layout, 'Groups', GROUPS),
+      group: fields(layout, 'Group', GROUP),
+      member: fields(layout, 'Member', MEMBER),
       region: fields(layout, 'Region', REGION),
       reception: fields(layout, 'Reception', RECEPTION),
       command: fields(layout, 'Command', COMMAND),
@@ -215,6 +224,23 @@ export class Structures {
   bridge(index: number): BridgeStruct {
     const at = this.constant('BRIDGES') + index * this.constant('BRIDGE_STRIDE');
     return new Struct(this.#arena, at, this.#offsets.bridge);
+  }
+
+  /** The groups of a bridge, at an offset of the arena. */
+  groups(at: number): GroupsStruct {
+    return new Struct(this.#arena, at, this.#offsets.groups);
+  }
+
+  /** A group of a bridge's, by its number. */
+  group(groups: number, index: number): GroupStruct {
+    const at = groups + this.constant('GROUP_ENTRIES') + index * this.constant('GROUP_STRIDE');
+    return new Struct(this.#arena, at, this.#offsets.group);
+  }
+
+  /** A member of a group of a bridge's, by its number. */
+  member(groups: number, index: number): MemberStruct {
+    const at = groups + this.constant('MEMBERS') + index * this.constant('MEMBER_STRIDE');
+    return new Struct(this.#arena, at, this.#offsets.member);
   }
 
   /** The region at a place of a port's table. */

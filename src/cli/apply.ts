@@ -31,6 +31,7 @@ function appliedText({
   unchanged,
   bridges,
   fdb,
+  groups,
   settings,
   failed,
 }: Applied): string {
@@ -43,6 +44,8 @@ function appliedText({
     ...bridges.removed.map((name) => `bridge ${name} removed`),
     ...fdb.removed.map((mac) => `address ${mac} removed`),
     ...fdb.added.map((mac) => `address ${mac} added`),
+    ...groups.removed.map((group) => `group ${group} removed`),
+    ...groups.added.map((group) => `group ${group} added`),
     ...settings.map((name) => `${name} changed`),
     ...failed.map(({ port, error }) => `port ${port} failed: ${error}`),
   ];

@@ -8,7 +8,8 @@ const FIELDS = `
 Settings of a bridge:
   ageing=SECONDS       after which an address that was not seen is forgotten (default: the switch's)
   reserved=filter|pass what becomes of STP, LACP, LLDP and other frames to 01-80-C2-00-00-0X
-                       (default: a bridge with two ports passes them on, any other doesn't)`;
+                       (default: a bridge with two ports passes them on, any other doesn't)
+  snooping=true        frames for groups go to who has joined them: IGMP and MLD snooping`;
 
 /** Fields from `key=value` each; a key without a value goes back to its default. */
 async function readFields(words: string[]): Promise<BridgeChange> {
@@ -109,12 +110,13 @@ export function declareBridge(program: Command): void {
   });
 }
 
-const bridgeText = ({ name, ageing, vlans, reserved, addresses, ports }: BridgeStatus): string =>
+const bridgeText = ({ name, ageing, vlans, reserved, snooping, addresses, ports }: BridgeStatus): string =>
   pairs([
     ['bridge', name],
     ['ageing', `${ageing} s`],
     ['VLANs', vlans ? 'yes' : 'none'],
     ['reserved', reserved === 'pass' ? 'STP, LACP, LLDP … pass' : 'STP, LACP, LLDP … are filtered'],
+    ['snooping', snooping ? 'yes' : 'no'],
     ['addresses', count(addresses)],
     ['ports', ports.join(' ') || 'none'],
   ]);

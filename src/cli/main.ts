@@ -12,6 +12,7 @@ import { PlainError, UsageError, withExamples } from './command.ts';
 import { declareConfig } from './config.ts';
 import { declareFdb } from './fdb.ts';
 import { declareGen } from './gen.ts';
+import { declareGroups } from './groups.ts';
 import { declarePort } from './port.ts';
 import { declarePorts } from './ports.ts';
 import { declareQemu } from './qemu.ts';
@@ -39,6 +40,7 @@ for (const declare of [
   declarePort,
   declareBridge,
   declareFdb,
+  declareGroups,
   declareCapture,
   declareConfig,
   declareApply,

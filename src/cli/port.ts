@@ -29,7 +29,11 @@ Rules for the frames of a port, which \`vireo port set\` changes while it is the
   dhcp-guard=true      no messages of DHCP and DHCPv6 servers from it
   storm-broadcast=RATE most that it sends to everybody, such as 1000pps or 10Mbit; to groups:
   storm-multicast=RATE and to addresses that aren't known:
-  storm-unknown=RATE`;
+  storm-unknown=RATE
+Where its bridge has snooping=true:
+  multicast-router=always|never  whether it leads to a multicast router (default: if one shows itself)
+  fast-leave=true      a group that is left is left at once, without asking who else is in it
+  max-groups=N         most groups that it joins (default: 256)`;
 
 export const PORT_FORM = `
 A port is NAME=TYPE:TARGET[,key=value…]:

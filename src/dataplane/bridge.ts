@@ -5,12 +5,15 @@
 import { forgetTime } from './clock';
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
 import {
-  bridgeAt, drop, DROP_RESERVED, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_NO_LEARNING, STAGE_STORM, STAGE_VLAN, Vring,
+  bridgeAt, drop, DROP_BAD_GROUP_MESSAGE, DROP_RESERVED, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_NO_LEARNING, STAGE_STORM, STAGE_VLAN, Vring,
 } from './layout';
+import { isIn, portsIn } from './groups';
+import { BAD_MESSAGE } from './igmp';
 import { admit, fidOf, reaches, RULE_ISOLATED, rulesOf, turnAway } from './rules';
 import {
-  destinationSlot, FLOOD, frameAt, listSlot, markSlot, noteAt, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
+  destinationSlot, FLOOD, frameAt, isForMany, listSlot, markSlot, noteAt, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
 } from './scratch';
+import { steer } from './snooping';
 import { deliver } from './spread';
 import { recordCasts } from './statistics';
 import { calm } from './storm';
@@ -43,6 +46,7 @@ function forward(source: Vring, count: u32): void {
   forgetTime();
   if (ruled) admit(source, rules, count);
   let fid = fidOf(portAt(from).bridge);
+  groups = bridgeAt(portAt(from).bridge).groups;
   let lastSource: u64 = 0;
   // No address: the first frame is always looked up.
   let lastDestination: u64 = u64.MAX_VALUE;
@@ -75,6 +79,11 @@ function forward(source: Vring, count: u32): void {
       lastPort = port == NO_PORT ? FLOOD : port;
       if (destination & GROUP && isFiltered(from, destination)) lastPort = RESERVED_PORT;
       if (ruled && port != NO_PORT && !reaches(rules, port)) lastPort = NOWHERE;
+      if (groups != 0 && destination & GROUP && lastPort == FLOOD) {
+        lastPort = steer(groups, fid, from, i, inVlans && noteAt(i).form != 0);
+        // The next frame to this address may be for another group.
+        lastDestination = u64.MAX_VALUE;
+      }
     }
     packet.destination = lastPort;
     if (lastPort == from) {
@@ -87,6 +96,11 @@ function forward(source: Vring, count: u32): void {
       drop(source, DROP_RESERVED);
       if (ruled && rules.ingress & STAGE_CAPTURE) explainIn(i, REASON_DROP + DROP_RESERVED);
       uniform = false;
+    } else if (lastPort == BAD_MESSAGE) {
+      packet.destination = NOWHERE;
+      drop(source, DROP_BAD_GROUP_MESSAGE);
+      if (ruled && rules.ingress & STAGE_CAPTURE) explainIn(i, REASON_DROP + DROP_BAD_GROUP_MESSAGE);
+      uniform = false;
     } else if (lastPort == NOWHERE) {
       turnAway(rules, i, RULE_ISOLATED);
       uniform = false;
@@ -97,11 +111,11 @@ function forward(source: Vring, count: u32): void {
     }
   }
   if (only == NO_PORT) return;
-  if (ruled && rules.ingress & STAGE_STORM && (only == FLOOD || !uniform)) {
+  if (ruled && rules.ingress & STAGE_STORM && (isForMany(only) || !uniform)) {
     calm(rules, count);
     uniform = false;
   }
-  if (uniform && only != FLOOD) {
+  if (uniform && !isForMany(only)) {
     deliver(portAt(only), count, true);
     return;
   }
@@ -114,11 +128,18 @@ function forward(source: Vring, count: u32): void {
     let n: u32 = 0;
     for (let i: u32 = 0; i < count; i++) {
       const to = packetAt(i).destination;
-      if (to == port || to == everybody) store<u32>(listSlot(n++), i);
+      if (to == port || to == everybody || (isOfGroup(to) && everybody == FLOOD && isIn(groups, to, port))) {
+        store<u32>(listSlot(n++), i);
+      }
     }
     if (n > 0) deliver(portAt(port), n, false);
   }
 }
+
+/** Which groups the ports of the burst's bridge have joined; 0: frames for groups go to all. */
+let groups: usize = 0;
+
+@inline function isOfGroup(destination: u32): bool { return isForMany(destination) && destination != FLOOD; }
 
 /** Is a group's address one that no bridge passes on, or not this one? */
 @inline
@@ -134,6 +155,7 @@ function collect(from: u32, count: u32): u32 {
   const bridge = portAt(from).bridge;
   let found: u32 = 0;
   let flooded = false;
+  let last: u32 = FLOOD;
   for (let i: u32 = 0; i < count; i++) {
     const port = packetAt(i).destination;
     if (port == NOWHERE) continue;
@@ -149,7 +171,27 @@ function collect(from: u32, count: u32): u32 {
           store<u32>(destinationSlot(found++), p);
         }
       }
+    } else if (isOfGroup(port)) {
+      if (flooded || port == last) continue;
+      last = port;
+      found = collectGroup(port, from, stamp, found);
     } else if (load<u32>(markSlot(port)) != stamp) {
+      store<u32>(markSlot(port), stamp);
+      store<u32>(destinationSlot(found++), port);
+    }
+  }
+  return found;
+}
+
+/** The same for those that a frame for a group goes to. */
+function collectGroup(destination: u32, from: u32, stamp: u32, found: u32): u32 {
+  const bridge = portAt(from).bridge;
+  const ports = header().portCount;
+  for (let base: u32 = 0; base < ports; base += 32) {
+    for (let bits = portsIn(groups, destination, base); bits != 0; bits &= bits - 1) {
+      const port = base + <u32>ctz(bits);
+      const to = portAt(port);
+      if (port == from || to.pairs == 0 || to.bridge != bridge || load<u32>(markSlot(port)) == stamp) continue;
       store<u32>(markSlot(port), stamp);
       store<u32>(destinationSlot(found++), port);
     }

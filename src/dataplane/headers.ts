@@ -49,7 +49,7 @@ export const WHOLE: u32 = 0;
 export const FIRST: u32 = 1;
 export const LATER: u32 = 2;
 
-@inline function big16(at: usize): u32 { return <u32>bswap(load<u16>(at)); }
+@inline export function big16(at: usize): u32 { return <u32>bswap(load<u16>(at)); }
 
 @inline
 function isTag(type: u32): bool {

@@ -103,6 +103,8 @@ export class Bridge {
   ageing: u32;
   /** 1: frames to addresses that are reserved for bridges go no further (IEEE 802.1Q, 8.6.3). */
   filters: u32;
+  /** Which groups its ports have joined (`Groups`, groups.ts); 0: nobody looks, frames for groups go to all. */
+  groups: usize;
 }
 
 /** A port of the switch. */
@@ -132,10 +134,20 @@ export class Port {
   bridge: u32;
   /** What an operator has set for its frames (`Rules`); 0: nothing. */
   rules: usize;
-  pad: u32;
+  /** GROUPS_… */
+  groupFlags: u32;
   /** Frames that the driver's own filters kept from it. */
   filtered: u64;
+  /** Groups that it has joined, and VLANs in which it leads to a router; their bound, and how often that was met. */
+  groups: u32;
+  groupLimit: u32;
+  groupsRefused: u32;
 }
+
+/** Port.groupFlags: a group that is left is left at once; frames for groups all go there; no router is there. */
+export const GROUPS_FAST_LEAVE: u32 = 1;
+export const GROUPS_ROUTER: u32 = 2;
+export const GROUPS_NO_ROUTER: u32 = 4;
 
 /**
  * What an operator has set for the frames of a port (rules.ts). It is there as long as the port; what is set of a
@@ -488,7 +500,8 @@ export const DROP_BROKEN: u32 = 6;
 export const DROP_DISABLED: u32 = 7;
 export const DROP_BAD_OFFLOAD: u32 = 8;
 export const DROP_RESERVED: u32 = 9;
-export const DROP_REASONS: u32 = 10;
+export const DROP_BAD_GROUP_MESSAGE: u32 = 10;
+export const DROP_REASONS: u32 = 11;
 
 /** A virtqueue seen from the device (vhost). */
 @unmanaged
@@ -579,6 +592,7 @@ export class Vring {
   drop7: u64;
   drop8: u64;
   drop9: u64;
+  drop10: u64;
   /** Frames by size: below 64 B, 64, to 127, to 255, to 511, to 1023, to 1518, longer (statistics.ts). */
   sizes: u64;
   size1: u64;

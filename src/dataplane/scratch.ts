@@ -11,6 +11,7 @@
  *   +0x01_2000  its packets with their rings, where it has several
  *   +0x01_3000  used descriptors that a packed ring gets at the end of the burst
  *   +0x01_4000  where captures have the records of its packets, and rings with records
+ *   +0x01_8000  a message of IGMP or MLD
  *   +0x02_0000  a frame that the driver's side counts
  *   +0x03_2000  a datagram that is being fragmented
  *   +0x04_4000  a frame made from another one (segment.ts)
@@ -37,6 +38,7 @@ const SPREAD: usize = 0x1_2000;
 const LATER: usize = 0x1_3000;
 const RECORDS: usize = 0x1_4000;
 const WATCHED: usize = 0x1_5000;
+const MESSAGE: usize = 0x1_8000;
 const FRAME: usize = 0x2_0000;
 const WHOLE: usize = 0x3_2000;
 const PIECE: usize = 0x4_4000;
@@ -69,7 +71,7 @@ export class Packet {
   single: u32;
   at: usize;
   pieces: usize;
-  /** Index of the port it goes to, or FLOOD, or NOWHERE. */
+  /** Index of the port it goes to, or from GROUPED on those of a group, or FLOOD, or NOWHERE. */
   destination: u32;
   /** Descriptors that it takes in a packed ring. */
   slots: u32;
@@ -98,8 +100,14 @@ export class Piece {
 /** Captures that a switch may have at a time. */
 export const MAX_CAPTURES: u32 = 8;
 
+/** Those of a group (groups.ts): the numbers of two sets of ports, GROUP_BITS each. */
+export const GROUPED: u32 = 0x8000_0000;
+export const GROUP_BITS: u32 = 13;
 export const FLOOD: u32 = 0xffff_fffe;
 export const NOWHERE: u32 = 0xffff_ffff;
+
+/** Does a frame go to several ports, maybe? */
+@inline export function isForMany(destination: u32): bool { return destination >= GROUPED && destination != NOWHERE; }
 
 /** Where the hash of a frame stands before it: value, report and padding, as in the header (5.1.6). */
 export const HASH: usize = 24;
@@ -146,6 +154,7 @@ export function leaveControl(before: usize): void {
   return base + RECORDS + ((<usize>(way * MAX_CAPTURES + capture) * BURST + index) << 2);
 }
 @inline export function watchedSlot(index: u32): usize { return base + WATCHED + ((<usize>index) << 2); }
+@inline export function messageScratch(): usize { return base + MESSAGE; }
 @inline export function frameScratch(): usize { return base + FRAME; }
 /** An answer that is being written, behind room for its virtio-net header: pieceFrame() has no other use then. */
 @inline export function answerScratch(): usize { return base + PIECE + 64; }

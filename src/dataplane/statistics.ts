@@ -7,7 +7,7 @@
  * second look: the ring that it goes to gets the same word. Casts cost nothing where no frame is for a group.
  */
 import { DriverRing, Vring } from './layout';
-import { FLOOD, frameAt, listSlot, Packet, PACKET_STRIDE, packetAt } from './scratch';
+import { frameAt, isForMany, listSlot, Packet, PACKET_STRIDE, packetAt } from './scratch';
 
 const EVERYBODY: u64 = 0xffff_ffff_ffff;
 
@@ -87,7 +87,7 @@ export function recordReceived(vring: Vring, count: u32): void {
 /** Records the casts of what came: of a burst in which frames are flooded, as all are that are for a group. */
 export function recordCasts(vring: Vring, count: u32): void {
   let casts: u32 = 0;
-  for (let i: u32 = 0; i < count; i++) if (packetAt(i).destination == FLOOD) casts += castOf(frameAt(i));
+  for (let i: u32 = 0; i < count; i++) if (isForMany(packetAt(i).destination)) casts += castOf(frameAt(i));
   if (casts != 0) addCasts(vring, casts);
 }
 

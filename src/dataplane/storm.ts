@@ -7,7 +7,7 @@ import { now } from './clock';
 import { BUCKET_STRIDE, Bucket, Rules, Storm, STORM_BROADCAST, STORM_MULTICAST, STORM_UNKNOWN } from './layout';
 import { MAC_MASK } from './fdb';
 import { RULE_STORM_BROADCAST, turnAway } from './rules';
-import { FLOOD, frameAt, packetAt } from './scratch';
+import { frameAt, isForMany, packetAt } from './scratch';
 
 /** Turns away, of the first `count` frames of the burst, what is too much. */
 export function calm(rules: Rules, count: u32): void {
@@ -17,7 +17,7 @@ export function calm(rules: Rules, count: u32): void {
     let bucket: Bucket | null = null;
     for (let i: u32 = 0; i < count; i++) {
       const packet = packetAt(i);
-      if (packet.destination != FLOOD || kindOf(frameAt(i)) != kind) continue;
+      if (!isForMany(packet.destination) || kindOf(frameAt(i)) != kind) continue;
       if (bucket === null) {
         bucket = changetype<Bucket>(rules.storm + BUCKET_STRIDE * (1 + <usize>kind));
         open(bucket, now());

@@ -17,7 +17,7 @@ import { DECIDED, MAX_FRAME, MEMBERS_OFFSET, Rules, Vlans } from './layout';
 import {
   RULE_VLAN_INNER_TAG, RULE_VLAN_NOT_ADMITTED, RULE_VLAN_NOT_MEMBER, RULE_VLAN_TOO_LONG, turnAway, VLAN_BITS, withhold,
 } from './rules';
-import { FLOOD, frameAt, listSlot, NOWHERE, Note, noteAt, Packet, packetAt, Piece, PIECE_STRIDE, worker } from './scratch';
+import { frameAt, isForMany, listSlot, NOWHERE, Note, noteAt, Packet, packetAt, Piece, PIECE_STRIDE, worker } from './scratch';
 
 const TAG: u32 = 4;
 /** Where the tag stands: behind the addresses. */
@@ -84,7 +84,7 @@ export function dress(rules: Rules, count: u32): u32 {
     const vid = note.fid & VID;
     if (!isMember(vlans, vid)) {
       // What is for everybody is for those in its VLAN.
-      if (packet.destination != FLOOD) withhold(rules, which, RULE_VLAN_NOT_MEMBER);
+      if (!isForMany(packet.destination)) withhold(rules, which, RULE_VLAN_NOT_MEMBER);
       continue;
     }
     if (vid == vlans.pvid) {

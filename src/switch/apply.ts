@@ -6,7 +6,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { SETTABLE } from './spec.ts';
-import type { AddressSpec, BridgeSpec, PortChange, PortSpec, SwitchOptions } from './types.ts';
+import type { AddressSpec, BridgeSpec, GroupSpec, PortChange, PortSpec, SwitchOptions } from './types.ts';
 
 /** What differs between a switch and a configuration. */
 export interface Difference {
@@ -20,6 +20,7 @@ export interface Difference {
   unchanged: string[];
   bridges: { add: BridgeSpec[]; set: BridgeSpec[]; remove: string[] };
   fdb: { add: AddressSpec[]; remove: AddressSpec[] };
+  groups: { add: GroupSpec[]; remove: GroupSpec[] };
   /** Settings of the switch with their new values. */
   settings: Pick<SwitchOptions, Setting>;
 }
@@ -44,8 +45,8 @@ const fixed = (spec: PortSpec) =>
 const settable = (spec: PortSpec): PortChange =>
   Object.fromEntries(SETTABLE.map((field) => [field, spec[field as keyof PortSpec] ?? null]));
 
-function addressDifference(current: AddressSpec[], wanted = current): Difference['fdb'] {
-  const without = (list: AddressSpec[], others: AddressSpec[]) =>
+function listDifference<T extends object>(current: T[], wanted = current): { add: T[]; remove: T[] } {
+  const without = (list: T[], others: T[]) =>
     list.filter((spec) => !others.some((other) => same(spec, other)));
   return { add: without(wanted, current), remove: without(current, wanted) };
 }
@@ -87,7 +88,8 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
   );
   const there = new Map((current.ports ?? []).map((spec) => [spec.name, spec]));
   const bridges = bridgeDifference(current.bridges ?? [], wanted.bridges);
-  const fdb = addressDifference(current.fdb ?? [], wanted.fdb);
+  const fdb = listDifference(current.fdb ?? [], wanted.fdb);
+  const groups = listDifference(current.groups ?? [], wanted.groups);
   const found: Difference = {
     remove: [],
     set: [],
@@ -96,6 +98,7 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
     unchanged: [],
     bridges,
     fdb,
+    groups,
     settings,
   };
   if (wanted.ports === undefined) return { ...found, unchanged: [...there.keys()] };

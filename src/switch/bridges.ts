@@ -1,6 +1,7 @@
 /** The bridges of a switch: their names, their numbers in the data plane, and what is set for each. */
 import type { Structures } from '../arena/index.ts';
 import { SwitchError } from './errors.ts';
+import type { GroupTables } from './groups.ts';
 import { show } from './schema.ts';
 import type { BridgeSpec, PortSpec } from './types.ts';
 
@@ -12,12 +13,14 @@ export const bridgeOf = ({ bridge = DEFAULT_BRIDGE }: Pick<PortSpec, 'bridge'>):
 
 export class Bridges {
   readonly #structures: Structures;
+  readonly #groups: GroupTables;
   readonly #bridges = new Map<string, { index: number; spec: BridgeSpec }>();
   /** How many ports each has. */
   #ports = new Map<string, number>();
 
-  constructor(structures: Structures) {
+  constructor(structures: Structures, groups: GroupTables) {
     this.#structures = structures;
+    this.#groups = groups;
     this.#bridges.set(DEFAULT_BRIDGE, { index: 0, spec: { name: DEFAULT_BRIDGE } });
   }
 
@@ -60,7 +63,7 @@ export class Bridges {
     return this.#bridges.has(name);
   }
 
-  /** Throws a SwitchError, BRIDGE_EXISTS or LIMIT. */
+  /** Throws a SwitchError, BRIDGE_EXISTS or LIMIT: then nothing has changed. */
   add(spec: BridgeSpec): void {
     if (this.#bridges.has(spec.name)) {
       const message = `a bridge named ${JSON.stringify(spec.name)} exists: choose another name`;
@@ -72,21 +75,24 @@ export class Bridges {
     while (taken.has(index)) index++;
     if (index >= most)
       throw new SwitchError('LIMIT', `the switch has ${most} bridges, which is its limit: remove one`);
+    this.#groups.set(index, spec.snooping === true);
     this.#bridges.set(spec.name, { index, spec });
     this.#write(spec);
   }
 
-  /** Sets a bridge anew. */
+  /** Sets a bridge anew. Throws a SwitchError, LIMIT: then nothing has changed. */
   set(spec: BridgeSpec): void {
     this.get(spec.name);
-    this.#bridges.get(spec.name)!.spec = spec;
+    const bridge = this.#bridges.get(spec.name)!;
+    this.#groups.set(bridge.index, spec.snooping === true);
+    bridge.spec = spec;
     this.#write(spec);
   }
 
   remove(name: string): void {
     if (name === DEFAULT_BRIDGE)
       throw new SwitchError('BAD_SPEC', `name: expected a bridge other than the default one`, 'name');
-    this.get(name);
+    this.#groups.set(this.index(this.get(name).name), false);
     this.#bridges.delete(name);
   }
 

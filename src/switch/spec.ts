@@ -14,11 +14,13 @@ import { MAX_INTERFACE_NAME } from '../sys/index.ts';
 import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
+import { groupAddress } from './groups.ts';
 import { expected, show, stationAddress, wholeNumber } from './schema.ts';
 import type {
   AddressSpec,
   BridgeSpec,
   CaptureOptions,
+  GroupSpec,
   PortChange,
   PortSpec,
   PortType,
@@ -285,6 +287,7 @@ const bridgeObject = z.strictObject(
     name: name("a bridge's", 'lab'),
     ageing: ageing.optional(),
     reserved: z.enum(['auto', 'pass', 'filter'], expected('"auto", "pass" or "filter"')).optional(),
+    snooping: z.boolean(expected('true or false')).optional(),
   },
   expected('a bridge: a map with name, such as { name: lab }'),
 );
@@ -299,6 +302,24 @@ const addressObject = z.strictObject(
   expected('an address: a map with mac and port'),
 );
 const addressKeys = Object.keys(addressObject.shape);
+
+const groupObject = z.strictObject(
+  {
+    group: (() => {
+      const told = expected(
+        'the address of a group that is joined, from 224.0.1.0 on or of IPv6, such as "239.1.1.1" or "ff3e::1"',
+      );
+      return z
+        .string(told)
+        .refine((text) => groupAddress(text) !== undefined, told)
+        .transform((text) => groupAddress(text)!);
+    })(),
+    port: name("a port's", 'vm1'),
+    vlan: wholeNumber(0, 4094).optional(),
+  },
+  expected('a port in a group: a map with group and port'),
+);
+const groupKeys = Object.keys(groupObject.shape);
 
 /** Bridges must differ in name. */
 function checkNames(bridges: BridgeSpec[], context: z.RefinementCtx): void {
@@ -326,6 +347,7 @@ const switchObject = z.strictObject(
       .superRefine(checkDistinct, { when: () => true })
       .optional(),
     fdb: z.array(addressObject, expected('a list of addresses')).optional(),
+    groups: z.array(groupObject, expected('a list of groups with a port each')).optional(),
   },
   expected('the options of a switch: a map with name, workers, ports …'),
 );
@@ -413,7 +435,7 @@ function didYouMean(key: string, known: string[]): string {
 }
 
 /** Known keys in a list of the switch's that isn't that of its ports. */
-const KEYS_IN = { bridges: bridgeKeys, fdb: addressKeys };
+const KEYS_IN = { bridges: bridgeKeys, fdb: addressKeys, groups: groupKeys };
 
 /** The faults that a schema found in a value whose keys are `rootKeys`, each told once. */
 function problemsOf(error: z.ZodError, rootKeys: string[]): Problem[] {
@@ -530,6 +552,12 @@ export function checkBridgeSpec(value: unknown): BridgeSpec {
 export function checkAddressSpec(value: unknown): AddressSpec {
   const result = addressObject.safeParse(value);
   return result.success ? (result.data as AddressSpec) : refuse(problemsOf(result.error, addressKeys));
+}
+
+/** A port to be entered into a group, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
+export function checkGroupSpec(value: unknown): GroupSpec {
+  const result = groupObject.safeParse(value);
+  return result.success ? (result.data as GroupSpec) : refuse(problemsOf(result.error, groupKeys));
 }
 
 /** The bridge with some fields set anew, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */

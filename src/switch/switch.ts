@@ -33,17 +33,20 @@ import { Workers } from '../workers/workers.ts';
 import { difference } from './apply.ts';
 import { Bridges, bridgeOf, DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
+import { GroupTables, groupAddress, MAX_GROUPS_PER_PORT } from './groups.ts';
 import {
   changeBridgeSpec,
   changePortSpec,
   checkAddressSpec,
   checkBridgeSpec,
   checkCaptureOptions,
+  checkGroupSpec,
   checkPortSpec,
   checkSwitchOptions,
   isShared,
 } from './spec.ts';
-import { type Place, StaticAddresses } from './static-addresses.ts';
+import { staticAddresses } from './static-addresses.ts';
+import type { Place } from './statics.ts';
 import type {
   AddressFilter,
   AddressSpec,
@@ -54,6 +57,8 @@ import type {
   CaptureOptions,
   CaptureStream,
   FdbEntry,
+  GroupSpec,
+  GroupsStatus,
   PortChange,
   PortDetail,
   PortSpec,
@@ -81,7 +86,7 @@ const version: string = JSON.parse(
  * Rejects with a SwitchError that names the field or the socket; nothing is left behind then.
  */
 export async function createSwitch(options: SwitchOptions = {}): Promise<Switch> {
-  const { ports = [], bridges = [], fdb = [], ...rest } = checkSwitchOptions(options);
+  const { ports = [], bridges = [], fdb = [], groups = [], ...rest } = checkSwitchOptions(options);
   const vswitch = new Switch(rest);
   try {
     await vswitch.start();
@@ -90,6 +95,7 @@ export async function createSwitch(options: SwitchOptions = {}): Promise<Switch>
       else await vswitch.addBridge({ name, ...fields });
     for (const spec of ports) await vswitch.addPort(spec);
     for (const spec of fdb) await vswitch.addAddress(spec);
+    for (const spec of groups) await vswitch.addGroup(spec);
   } catch (error) {
     await vswitch.close();
     throw error;
@@ -118,13 +124,14 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #io: IoThreads;
   readonly #poller: PollerLease = sharedPoller();
   readonly #ports = new Map<string, Entry>();
-  readonly #bridges = new Bridges(this.#structures);
+  readonly #groups = new GroupTables(this.#arena, this.#structures, () => this.#workers.quiesce());
+  readonly #bridges = new Bridges(this.#structures, this.#groups);
   readonly #patches: Patches = new Map();
   /** Those that are being removed. */
   readonly #leaving = new Set<Entry>();
   readonly #captures = new Set<Capture>();
   #lastCapture = 0;
-  readonly #statics = new StaticAddresses(this.#arena);
+  readonly #statics = staticAddresses(this.#arena);
   /** Names that are being added or removed. */
   readonly #busy = new Set<string>();
   readonly #started = performance.now();
@@ -168,6 +175,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   #tick(): void {
     this.#structures.header.set('now', Math.floor(performance.now() / 1000));
+    this.#groups.age();
     if (++this.#ticks % SWEEP === 0) this.#arena.dataplane.functions.flush(EVERY_PORT, 1);
   }
 
@@ -197,6 +205,9 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const struct = this.#structures.port(slot);
     struct.set('addresses', 0);
     struct.set('notLearned', 0);
+    struct.set('groupFlags', 0);
+    struct.set('groupLimit', MAX_GROUPS_PER_PORT);
+    struct.set('groupsRefused', 0);
     struct.set('bridge', bridge);
     struct.set('used', 1);
     const rules = new PortRules({
@@ -265,6 +276,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
       await entry.rules.close();
       for (const capture of this.#captures) capture.remove(name);
       this.#statics.remove(({ port }) => port === name);
+      this.#groups.statics.remove(({ port }) => port === name);
+      this.#groups.forget(entry.slot);
       this.#structures.port(entry.slot).set('used', 0);
     } finally {
       this.#busy.delete(name);
@@ -296,6 +309,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         // A burst in work learns addresses where the port was.
         await this.#workers.quiesce();
         this.#arena.dataplane.functions.flush(entry.slot, 0);
+        this.#groups.forget(entry.slot);
       }
     } catch (error) {
       throw new SwitchError('LIMIT', `port ${name}: ${(error as Error).message}`);
@@ -342,7 +356,21 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const aware = new Set(all.filter(({ spec }) => hasVlans(spec)).map(({ spec }) => bridgeOf(spec)));
     const changed = all.filter((entry) => becomeAware(entry, aware.has(bridgeOf(entry.spec))));
     this.#statics.refresh((spec) => this.#placeOf(spec));
+    this.#refreshGroups();
     for (const { rules } of changed) await rules.settle();
+  }
+
+  /** Tells the tables of groups what ports there are, and where those that were entered belong. */
+  #refreshGroups(): void {
+    const ports = [...this.#ports.values()].map(({ slot, spec }) => ({
+      slot,
+      bridge: this.#bridges.index(spec.bridge),
+      isRouter: spec.multicastRouter === 'always',
+    }));
+    this.#groups.refresh(ports, (spec) => {
+      const place = this.#placeOf(spec);
+      return place && this.#groups.has(place.fid >>> 12) ? place : undefined;
+    });
   }
 
   #find(name: string): Entry {
@@ -359,11 +387,13 @@ export class Switch extends EventEmitter<SwitchEvents> {
   /** Adds a bridge. Rejects with a SwitchError: BAD_SPEC, BRIDGE_EXISTS or LIMIT. */
   async addBridge(spec: BridgeSpec): Promise<void> {
     this.#bridges.add(checkBridgeSpec(spec));
+    this.#refreshGroups();
   }
 
   /** Sets fields of a bridge anew, null: the default. Rejects with a SwitchError: NO_SUCH_BRIDGE or BAD_SPEC. */
   async setBridge(name: string, change: BridgeChange): Promise<void> {
     this.#bridges.set(changeBridgeSpec(this.#bridges.get(name), change));
+    this.#refreshGroups();
   }
 
   /** Removes a bridge without ports. Rejects with a SwitchError: NO_SUCH_BRIDGE, BAD_SPEC, IN_USE. */
@@ -381,13 +411,14 @@ export class Switch extends EventEmitter<SwitchEvents> {
   bridges(): BridgeStatus[] {
     const addresses = new Map<string, number>();
     for (const { bridge } of this.fdb()) addresses.set(bridge, (addresses.get(bridge) ?? 0) + 1);
-    return this.#bridges.list().map(({ name, ageing }) => {
+    return this.#bridges.list().map(({ name, ageing, snooping = false }) => {
       const ports = [...this.#ports.values()].filter(({ spec }) => bridgeOf(spec) === name);
       return {
         name,
         ageing: ageing ?? this.#options.ageing ?? AGEING,
         vlans: ports.some(({ vlanAware }) => vlanAware),
         reserved: this.#bridges.reserved(name),
+        snooping,
         ports: ports.map(({ spec }) => spec.name),
         addresses: addresses.get(name) ?? 0,
       };
@@ -415,6 +446,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       maxAddressesPerPort: maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
       ports: [...this.#ports.values()].map(({ spec }) => spec),
       fdb: this.#statics.list(),
+      groups: this.#groups.statics.list(),
     };
   }
 
@@ -436,6 +468,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const { add, set, remove } = found.bridges;
     for (const spec of add) this.#bridges.add(spec);
     for (const spec of set) this.#bridges.set(spec);
+    this.#refreshGroups();
     const applied: Applied = {
       added: [],
       removed: [],
@@ -443,11 +476,14 @@ export class Switch extends EventEmitter<SwitchEvents> {
       unchanged: found.unchanged,
       bridges: { added: add.map(({ name }) => name), removed: [], changed: set.map(({ name }) => name) },
       fdb: { added: [], removed: found.fdb.remove.map(({ mac }) => mac) },
+      groups: { added: [], removed: found.groups.remove.map(({ group }) => group) },
       settings: Object.keys(found.settings),
       failed: [],
     };
     const statics = this.#statics.list().filter((spec) => !found.fdb.remove.includes(spec));
     this.#statics.remove((spec) => found.fdb.remove.includes(spec));
+    const groups = this.#groups.statics.list().filter((spec) => !found.groups.remove.includes(spec));
+    this.#groups.statics.remove((spec) => found.groups.remove.includes(spec));
     const attempt = async (port: string, done: string[], act: () => Promise<void>) => {
       try {
         await act();
@@ -486,6 +522,14 @@ export class Switch extends EventEmitter<SwitchEvents> {
         await this.addAddress(spec);
         applied.fdb.added.push(spec.mac);
       });
+    for (const spec of groups)
+      if (this.#ports.has(spec.port) && !this.#groups.statics.list().includes(spec))
+        await attempt(spec.port, [], () => this.addGroup(spec));
+    for (const spec of found.groups.add)
+      await attempt(spec.port, [], async () => {
+        await this.addGroup(spec);
+        applied.groups.added.push(spec.group);
+      });
     // One that ports stay on, for what failed or was not asked for, stays.
     for (const name of remove) await attempt(name, applied.bridges.removed, () => this.removeBridge(name));
     return applied;
@@ -507,12 +551,20 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** Everything about one port. Throws a SwitchError, NO_SUCH_PORT. */
   port(name: string): PortDetail {
-    const { port, rules, spec } = this.#find(name);
+    const { port, rules, spec, slot } = this.#find(name);
     const detail = port.detail();
+    const struct = this.#structures.port(slot);
     return {
       ...detail,
       ...turnedAway(detail, rules),
       drops: { ...detail.drops, ...rules.drops() },
+      groups: this.#groups.has(struct.get('bridge'))
+        ? {
+            joined: struct.get('groups'),
+            limit: struct.get('groupLimit'),
+            refused: struct.get('groupsRefused'),
+          }
+        : null,
       rules: rulesOf(spec),
     };
   }
@@ -611,14 +663,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   /** Enters an address for good. Rejects with a SwitchError: BAD_SPEC, NO_SUCH_PORT or LIMIT. */
   async addAddress(input: AddressSpec): Promise<void> {
     const spec = checkAddressSpec(input);
-    const entry = this.#find(spec.port);
-    const place = this.#placeOf(spec);
-    const told = (message: string) => new SwitchError('BAD_SPEC', `vlan: ${message}`, 'vlan');
-    if (!place)
-      throw told(`expected the VLAN of ${spec.mac}, port ${spec.port} has none for frames without a tag`);
-    if (entry.vlanAware && !vlansOf(entry.spec).members.has(place.fid & 0xfff))
-      throw told(`expected a VLAN that port ${spec.port} is in, found ${place.fid & 0xfff}`);
-    this.#statics.add(spec, place);
+    this.#statics.add(spec, this.#checkedPlace(spec, spec.mac));
   }
 
   /**
@@ -644,8 +689,61 @@ export class Switch extends EventEmitter<SwitchEvents> {
     );
   }
 
+  /** The groups that ports have joined, and where routers are, on bridges with `snooping`. */
+  groups(): GroupsStatus {
+    const names = new Map([...this.#ports].map(([name, { slot }]) => [slot, name]));
+    return this.#groups.list(
+      (index) => this.#bridges.name(index),
+      (slot) => names.get(slot),
+    );
+  }
+
+  /**
+   * Enters a port into a group for good; without `snooping` of its bridge that waits. Rejects with a SwitchError:
+   * BAD_SPEC, NO_SUCH_PORT or LIMIT.
+   */
+  async addGroup(input: GroupSpec): Promise<void> {
+    const spec = checkGroupSpec(input);
+    const place = this.#checkedPlace(spec, spec.group);
+    this.#groups.statics.add(spec, this.#groups.has(place.fid >>> 12) ? place : undefined);
+  }
+
+  /** Takes ports out of a group that they were entered into. Rejects with a SwitchError: NO_SUCH_GROUP, or that of the filter. */
+  async removeGroup(group: string, filter: AddressFilter = {}): Promise<void> {
+    const port = filter.port === undefined ? undefined : this.#find(filter.port).spec.name;
+    const bridge = filter.bridge === undefined ? undefined : this.#bridges.get(filter.bridge).name;
+    const address = groupAddress(group);
+    const gone = this.#groups.statics.remove((spec) => {
+      const place = this.#placeOf(spec);
+      return (
+        spec.group === address &&
+        (port === undefined || spec.port === port) &&
+        (bridge === undefined || (place !== undefined && this.#bridges.name(place.fid >>> 12) === bridge)) &&
+        (filter.vlan === undefined || (place !== undefined && (place.fid & 0xfff) === filter.vlan))
+      );
+    });
+    if (gone.length > 0) return;
+    throw new SwitchError(
+      'NO_SUCH_GROUP',
+      `no port was entered into a group ${JSON.stringify(group)} there: \`vireo groups\` lists them`,
+      'group',
+    );
+  }
+
+  /** Where what is entered for a port belongs; `what` it is. Throws a SwitchError, NO_SUCH_PORT or BAD_SPEC. */
+  #checkedPlace(spec: { port: string; vlan?: number }, what: string): Place {
+    const entry = this.#find(spec.port);
+    const place = this.#placeOf(spec);
+    const told = (message: string) => new SwitchError('BAD_SPEC', `vlan: ${message}`, 'vlan');
+    if (!place)
+      throw told(`expected the VLAN of ${what}, port ${spec.port} has none for frames without a tag`);
+    if (entry.vlanAware && !vlansOf(entry.spec).members.has(place.fid & 0xfff))
+      throw told(`expected a VLAN that port ${spec.port} is in, found ${place.fid & 0xfff}`);
+    return place;
+  }
+
   /** Where an address belongs; undefined: nowhere, as its port is now. */
-  #placeOf({ port, vlan }: AddressSpec): Place | undefined {
+  #placeOf({ port, vlan }: { port: string; vlan?: number }): Place | undefined {
     const entry = this.#ports.get(port);
     const own = vlan ?? (entry?.vlanAware ? vlansOf(entry.spec).pvid : 0);
     if (!entry || own === undefined) return undefined;

@@ -129,6 +129,12 @@ export interface PortSpec {
   stormMulticast?: string;
   /** Most that it sends to addresses that aren't known. */
   stormUnknown?: string;
+  /** Where the bridge has `snooping`: does the port lead to a multicast router? Default `auto`: if one shows itself. */
+  multicastRouter?: 'auto' | 'always' | 'never';
+  /** A group that is left is left at once, without asking who else is in it; default false. */
+  fastLeave?: boolean;
+  /** Most groups that the port joins, 0 to 2048; default 256. */
+  maxGroups?: number;
 }
 
 /** Fields of a port to be set anew; null: back to the default. */
@@ -142,6 +148,49 @@ export interface AddressSpec {
   port: string;
   /** On a bridge with VLANs; default: that of the port's frames without a tag. */
   vlan?: number;
+}
+
+/** A port that is entered into a group for good, as configured. */
+export interface GroupSpec {
+  /** Address of IPv4 or IPv6, such as `239.1.1.1` or `ff3e::1`. */
+  group: string;
+  /** Name of the port. */
+  port: string;
+  /** On a bridge with VLANs; default: that of the port's frames without a tag. */
+  vlan?: number;
+}
+
+/** A port in a group, or that leads to a router. */
+export interface GroupMember {
+  port: string;
+  /** It was entered, not learned. */
+  static: boolean;
+  /** Seconds until it is forgotten; null: it isn't. */
+  expires: number | null;
+}
+
+/** The ports that have joined a group. */
+export interface GroupEntry {
+  bridge: string;
+  /** 0: frames without a tag, or a bridge without VLANs. */
+  vlan: number;
+  group: string;
+  ports: GroupMember[];
+}
+
+/** The ports behind which routers are, or switches that ask in place of one. */
+export interface RouterEntry {
+  bridge: string;
+  vlan: number;
+  family: 'IPv4' | 'IPv6';
+  /** Who asks hosts for their groups. */
+  querier: { address: string; port: string } | null;
+  ports: GroupMember[];
+}
+
+export interface GroupsStatus {
+  groups: GroupEntry[];
+  routers: RouterEntry[];
 }
 
 /** Which addresses: those of one port, bridge, VLAN. */
@@ -162,6 +211,8 @@ export interface BridgeSpec {
    * as of a cable; default `auto`: a bridge with two ports is a cable.
    */
   reserved?: 'auto' | 'pass' | 'filter';
+  /** Frames for groups go to who has joined them (IGMP and MLD snooping); default false. */
+  snooping?: boolean;
 }
 
 /** Fields of a bridge to be set anew; null: back to the default. */
@@ -175,6 +226,7 @@ export interface BridgeStatus {
   vlans: boolean;
   /** What becomes of frames to addresses that are reserved for bridges. */
   reserved: 'pass' | 'filter';
+  snooping: boolean;
   /** Names of its ports. */
   ports: string[];
   /** Known addresses. */
@@ -202,6 +254,8 @@ export interface SwitchOptions {
   ports?: PortSpec[];
   /** Addresses that are entered for good. */
   fdb?: AddressSpec[];
+  /** Ports that are entered into groups for good. */
+  groups?: GroupSpec[];
 }
 
 /** What is captured. */
@@ -333,6 +387,8 @@ export interface PortDetail extends PortStatus {
   /** Frames that the guest's own filters kept from it: it doesn't want them, so they are no drops. */
   filtered: number;
   addresses: { learned: number; limit: number };
+  /** Groups that were joined, at most so many, and how often that was too many; null where its bridge has no `snooping`. */
+  groups?: { joined: number; limit: number; refused: number } | null;
   /** Times a front-end connected. */
   connections: number;
   /** The rules that are set, as in the port's specification. */
@@ -350,6 +406,8 @@ export interface Applied {
   bridges: { added: string[]; removed: string[]; changed: string[] };
   /** Addresses that were entered, and such as were taken away. */
   fdb: { added: string[]; removed: string[] };
+  /** Groups that ports were entered into, and taken from. */
+  groups: { added: string[]; removed: string[] };
   /** Settings of the switch that have another value now, e.g. `ageing`. */
   settings: string[];
   /** Ports that could not be brought to what was asked for, and why; those that were there before are as they were. */

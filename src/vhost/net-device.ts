@@ -105,6 +105,7 @@ export const DROP_REASONS = [
   'queueDisabled',
   'badOffload',
   'reservedAddress',
+  'badGroupMessage',
 ] as const;
 
 /** What the device tells the port. */

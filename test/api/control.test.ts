@@ -21,6 +21,7 @@ import {
   changePortSpec,
   checkAddressSpec,
   checkBridgeSpec,
+  checkGroupSpec,
 } from '../../src/switch/spec.ts';
 import type {
   AddressFilter,
@@ -30,6 +31,8 @@ import type {
   BridgeSpec,
   BridgeStatus,
   FdbEntry,
+  GroupSpec,
+  GroupsStatus,
   PortChange,
   PortDetail,
   PortSpec,
@@ -125,7 +128,7 @@ class Table implements SwitchControl {
   bridge(name: string): BridgeStatus {
     const spec = this.#bridges.get(name);
     if (spec === undefined) throw new SwitchError('NO_SUCH_BRIDGE', `no bridge ${name}`);
-    return { ageing: 300, ...spec, vlans: false, reserved: 'pass', ports: [], addresses: 0 };
+    return { ageing: 300, snooping: false, ...spec, vlans: false, reserved: 'pass', ports: [], addresses: 0 };
   }
 
   config(): SwitchOptions {
@@ -145,6 +148,7 @@ class Table implements SwitchControl {
       unchanged: [],
       bridges: none,
       fdb: none,
+      groups: none,
       settings: [],
       failed: [],
     };
@@ -174,6 +178,30 @@ class Table implements SwitchControl {
     const { mac, port, vlan = 0 } = checkAddressSpec(spec);
     this.port(port);
     this.addresses.push({ mac, bridge: 'default', vlan, port, static: true, age: 0 });
+  }
+
+  readonly entered: GroupSpec[] = [];
+
+  groups(): GroupsStatus {
+    const groups = this.entered.map(({ group, port, vlan = 0 }) => ({
+      bridge: 'default',
+      vlan,
+      group,
+      ports: [{ port, static: true, expires: null }],
+    }));
+    return { groups, routers: [] };
+  }
+
+  async addGroup(spec: GroupSpec): Promise<void> {
+    const checked = checkGroupSpec(spec);
+    this.port(checked.port);
+    this.entered.push(checked);
+  }
+
+  async removeGroup(group: string, { vlan }: AddressFilter = {}): Promise<void> {
+    const at = this.entered.findIndex((spec) => spec.group === group && (vlan ?? 0) === (spec.vlan ?? 0));
+    if (at < 0) throw new SwitchError('NO_SUCH_GROUP', `no group ${group}`, 'group');
+    this.entered.splice(at, 1);
   }
 
   async removeAddress(mac: string): Promise<void> {
@@ -294,6 +322,30 @@ test('the client does through the socket what the switch does', () =>
     assert.deepEqual(await client.flushFdb(), { flushed: 1 });
     assert.equal(await client.removePort('vm1'), undefined);
     assert.deepEqual(await client.ports(), []);
+  }));
+
+test('ports are entered into groups, listed and taken out', () =>
+  withServer(async (path, table) => {
+    const client = await findSwitch({ control: path });
+    await client.addPort(vm1);
+    await client.addGroup({ group: 'FF3E:0::1', port: 'vm1', vlan: 7 });
+    await client.addGroup({ group: '239.1.1.1', port: 'vm1' });
+    assert.deepEqual(await client.groups(), table.groups());
+    assert.deepEqual(
+      (await client.groups({ vlan: 7, port: 'vm1', bridge: 'default' })).groups.map(({ group }) => group),
+      ['ff3e::1'],
+    );
+    assert.deepEqual((await client.groups({ vlan: 8 })).groups, []);
+    await refusedWith('NO_SUCH_PORT', client.groups({ port: 'vm9' }));
+    await refusedWith('NO_SUCH_BRIDGE', client.groups({ bridge: 'x' }));
+    await refusedWith('NO_SUCH_GROUP', client.removeGroup('239.1.1.2'));
+    const error = await refusedWith('BAD_SPEC', client.addGroup({ group: '224.0.0.5', port: 'vm1' }));
+    assert.match(
+      error.message,
+      /^group: expected the address of a group that is joined, .*, found "224.0.0.5"$/,
+    );
+    await client.removeGroup('ff3e::1', { vlan: 7 });
+    assert.deepEqual(table.entered, [{ group: '239.1.1.1', port: 'vm1' }]);
   }));
 
 test('a configuration is read and applied', () =>

@@ -50,6 +50,7 @@ test('a port whose options differ is made anew, even in the place of another', a
     unchanged: ['c'],
     bridges: { added: [], removed: [], changed: [] },
     fdb: { added: [], removed: [] },
+    groups: { added: [], removed: [] },
     settings: ['ageing'],
     failed: [],
   });

@@ -28,8 +28,24 @@ test('bridges keep to themselves, and a port changes from one to the other while
   assert.deepEqual(await exchange('b', frame(mac(1), mac(2))), { a: [frame(mac(1), mac(2))], c: [], d: [] });
   assert.deepEqual(await exchange('d', frame(mac(1), mac(4))), { a: [], b: [], c: [frame(mac(1), mac(4))] });
   assert.deepEqual(vswitch.bridges(), [
-    { name: 'default', ageing: 300, vlans: false, reserved: 'pass', ports: ['a', 'b'], addresses: 2 },
-    { name: 'lab', ageing: 60, vlans: false, reserved: 'pass', ports: ['c', 'd'], addresses: 2 },
+    {
+      name: 'default',
+      ageing: 300,
+      vlans: false,
+      reserved: 'pass',
+      snooping: false,
+      ports: ['a', 'b'],
+      addresses: 2,
+    },
+    {
+      name: 'lab',
+      ageing: 60,
+      vlans: false,
+      reserved: 'pass',
+      snooping: false,
+      ports: ['c', 'd'],
+      addresses: 2,
+    },
   ]);
   // VLANs are one bridge's.
   await vswitch.setPort('a', { vlan: 10 });
