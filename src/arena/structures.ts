@@ -44,8 +44,10 @@ const WORKER = [
   'queueCount',
   'callCount',
   'brokenCount',
-  'announcePort',
-  'announceMac',
+  'cameTaken',
+  'cameWritten',
+  'sendsTaken',
+  'sendsWritten',
   'idleRounds',
   'busyRounds',
   'deadline',
@@ -69,6 +71,7 @@ const RULES = [
   'storm',
   'drops',
   'watches',
+  'protocols',
 ] as const;
 const BUCKET = ['rate', 'burst'] as const;
 const FIFO = ['at', 'size', 'count'] as const;

@@ -23,8 +23,8 @@ import { explainIn, REASON_DROP, showWatched } from './watch';
 /** The group bit of an address, as loaded little-endian. */
 const GROUP: u64 = 1;
 /** 01-80-C2-00-00-00 to -0F, by which bridges and links speak to each other (IEEE 802.1Q, table 8-1). */
-const RESERVED: u64 = 0x0000_00c2_8001;
-const RESERVED_MASK: u64 = 0xf0ff_ffff_ffff;
+export const RESERVED: u64 = 0x0000_00c2_8001;
+export const RESERVED_MASK: u64 = 0xf0ff_ffff_ffff;
 /** The one for pauses, which concern a single link (IEEE 802.3, 31B). */
 const PAUSE: u64 = 0x0100_00c2_8001;
 /** In place of a port: the frame goes no further for its address. */

@@ -82,9 +82,13 @@ export class Worker {
   burst: u32;
   /** Bytes of virtio-net header before the frames of the burst. */
   skip: u32;
-  /** A guest to announce (announce.ts): its port, counted from 1, and its address; 0: none. */
-  announcePort: u32;
-  announceMac: u64;
+  /** Frames for the control plane (control-frames.ts): such as it hasn't been told of, and in all, and those it took. */
+  cameCount: u32;
+  cameWritten: u32;
+  cameTaken: u32;
+  /** Frames that it wants sent, in all, and those that were. */
+  sendsWritten: u32;
+  sendsTaken: u32;
   /** When the next of the frames that wait for their time may go, in nanoseconds; 0: none waits. */
   deadline: u64;
   /** Queues of such frames that this worker looks after (timed.ts). */
@@ -179,6 +183,11 @@ export class Rules {
   lineIn: usize;
   /** Captures that look at the port: how many (u32), 4 bytes of padding, and the address of each `Watch` (u32). */
   watches: usize;
+  /** Bit n: frames to 01-80-C2-00-00-0n are for the control plane (control-frames.ts), with STAGE_PROTOCOLS. */
+  protocols: u32;
+  /** How many it got, in which second. */
+  handed: u32;
+  handedSecond: u32;
 }
 
 /** What a capture wants of a port's frames (watch.ts). */
@@ -210,6 +219,8 @@ export const STAGE_CAPTURE: u32 = 0x8000_0000;
 export const STAGE_GUARD: u32 = 4;
 export const STAGE_STORM: u32 = 8;
 export const STAGE_LOCKED: u32 = 16;
+/** Behind STAGE_CAPTURE. */
+export const STAGE_PROTOCOLS: u32 = 0x4000_0000;
 /** Not a stage: what comes teaches nothing. */
 export const STAGE_NO_LEARNING: u32 = 32;
 

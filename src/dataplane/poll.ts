@@ -5,8 +5,8 @@
  * The control plane changes a table, raises the generation and waits until no worker is older; then nothing can
  * hold what the table said before.
  */
-import { announce } from './announce';
 import { bridge } from './bridge';
+import { hasSends, sendAll } from './control-frames';
 import { BURST, drop, DROP_DISABLED, header, MAX_PORTS, PATIENT, RUNNING, SLEEPING, Vring, Worker } from './layout';
 import { MAX_CALLS, queueSlot, useWorker, worker } from './scratch';
 import { releaseDue } from './timed';
@@ -25,7 +25,8 @@ export function start(index: u32): void {
 @inline function selfSeen(): usize { return changetype<usize>(worker()); }
 
 /**
- * Up to `rounds` rounds; ends early when guests are to be interrupted, when a ring broke or when asked to stop.
+ * Up to `rounds` rounds; ends early when guests are to be interrupted, when a ring broke, when a frame came for the
+ * control plane or when asked to stop.
  * Returns the packets that came.
  */
 export function poll(rounds: u32): u32 {
@@ -37,7 +38,7 @@ export function poll(rounds: u32): u32 {
     packets += came;
     if (came > 0) self.busyRounds += 1;
     else self.idleRounds += 1;
-    if (self.callCount > 0 || self.brokenCount > 0 || atomic.load<u32>(selfSeen(), 4) != 0) break;
+    if ((self.callCount | self.brokenCount | self.cameCount) != 0 || atomic.load<u32>(selfSeen(), 4) != 0) break;
   }
   return packets;
 }
@@ -46,10 +47,9 @@ function round(): u32 {
   const self = worker();
   const count = self.queueCount;
   self.round = (self.round & 0xff00_0000) | ((self.round + 1) & 0x00ff_ffff);
-  if (atomic.load<u32>(changetype<usize>(self) + offsetof<Worker>('announcePort')) != 0) announce();
-  let packets: u32 = 0;
+  let packets: u32 = hasSends(self) ? sendAll() : 0;
   if (self.timedCount != 0) {
-    packets = releaseDue();
+    packets += releaseDue();
     showWatched();
   }
   let at = self.cursor < count ? self.cursor : 0;

@@ -8,10 +8,11 @@
  *
  * Each stage has a file of its own and a bit (STAGE_…). One that turns frames away counts them by reason.
  */
+import { handUp } from './control-frames';
 import { screen } from './guard';
 import {
   Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_CAPTURE, STAGE_GUARD, STAGE_ISOLATION, STAGE_LINE, STAGE_LOCKED, STAGE_POLICE,
-  STAGE_SHAPE, STAGE_VLAN, Vring,
+  STAGE_PROTOCOLS, STAGE_SHAPE, STAGE_VLAN, Vring,
 } from './layout';
 import { fromLine, intoLine } from './line';
 import { lockOut } from './locked';
@@ -43,6 +44,7 @@ export const RULE_HIDDEN_HEADERS: u32 = 17;
 /** And of the other kinds (STORM_…) behind it. */
 export const RULE_STORM_BROADCAST: u32 = 18;
 export const RULE_LOCKED: u32 = 21;
+export const RULE_PROTOCOL_OVERFLOW: u32 = 22;
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -76,6 +78,7 @@ export function admit(source: Vring, rules: Rules, count: u32): void {
   // The cable comes first: what is under way is looked at when it has arrived.
   if (rules.ingress & STAGE_LINE) fromLine(source.port, rules, count);
   if (rules.ingress & STAGE_CAPTURE) watchIn(rules, count);
+  if (rules.ingress & STAGE_PROTOCOLS) handUp(source.port, rules, count);
   if (rules.ingress & STAGE_POLICE) police(rules, count);
   if (rules.ingress & STAGE_GUARD) screen(rules, count);
   const bridge = portAt(source.port).bridge;

@@ -25,6 +25,7 @@
  *   +0x4c_0000  where these belong
  *   +0x4d_0000  a descriptor, or some bytes of one
  *   +0x4e_0000  queues of frames that wait for their time
+ *   +0x4f_0000  frames for the control plane, and such as it wants sent (control-frames.ts)
  */
 import { BURST, MAX_WORKERS, SNAPSHOT, Worker, WORKER_STRIDE, WORKERS } from './layout';
 
@@ -174,5 +175,7 @@ export function leaveControl(before: usize): void {
 /** A port and which of its queues (timed.ts). */
 @inline export function timedSlot(index: u32): usize { return base + TIMED + ((<usize>index) << 2); }
 /** Offsets for the control plane. */
+export const WORKER_CAME: usize = 0x4f_0000;
+export const WORKER_SENDS: usize = 0x4f_c000;
 export const QUEUES_OFFSET: usize = QUEUES;
 export const CALLS_OFFSET: usize = CALLS;

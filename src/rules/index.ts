@@ -8,6 +8,7 @@ import { guard } from './guard.ts';
 import { lineIn, lineOut } from './impairment.ts';
 import { isolation } from './isolation.ts';
 import { learning } from './learning.ts';
+import { protocols } from './protocols.ts';
 import { rateIn } from './rate-in.ts';
 import { rateOut } from './rate-out.ts';
 import type { Rule } from './rule.ts';
@@ -25,6 +26,7 @@ export const RULES: readonly Rule[] = [
   guard,
   storm,
   groups,
+  protocols,
 ];
 
 /** Fields of a port's specification that can be set anew while it is there. */

@@ -29,4 +29,5 @@ export const REASONS: readonly Reason[] = [
   { name: 'stormMulticast', way: 'rx' },
   { name: 'stormUnknown', way: 'rx' },
   { name: 'locked', way: 'rx' },
+  { name: 'protocolOverflow', way: 'rx' },
 ];

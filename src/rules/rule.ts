@@ -7,6 +7,8 @@ import type { PortSpec } from '../switch/types.ts';
 export interface RuledPort extends PortSpec {
   /** Its bridge has VLANs. */
   vlanAware?: boolean;
+  /** Bit n: frames to 01-80-C2-00-00-0n go to the control plane. */
+  protocols?: number;
 }
 
 /** A kind of rule: fields of a port's specification, and what the data plane does with them. */

@@ -132,6 +132,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #captures = new Set<Capture>();
   #lastCapture = 0;
   readonly #statics = staticAddresses(this.#arena);
+  /** Who takes the frames that ports hand over (src/rules/protocols.ts), by index in the data plane. */
+  readonly #listeners = new Map<number, (frame: Buffer) => void>();
   /** Names that are being added or removed. */
   readonly #busy = new Set<string>();
   readonly #started = performance.now();
@@ -162,6 +164,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       onBroken: () => {
         for (const { port } of this.#ports.values()) port.reportBroken();
       },
+      onFrame: (slot, frame) => this.#listeners.get(slot)?.(frame),
       onFailure,
     });
   }
@@ -272,6 +275,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     this.#busy.add(name);
     this.#leaving.add(entry);
     try {
+      await this.#workers.sent();
       await entry.port.close();
       await entry.rules.close();
       for (const capture of this.#captures) capture.remove(name);

@@ -19,6 +19,7 @@ import { features as VIRTIO } from '../virtio/features.ts';
 import { askAnnouncement, encodeNetConfig, type NetConfig } from '../virtio/net-config.ts';
 import { maySend, takes } from '../virtio/offloads.ts';
 import type { Workers } from '../workers/workers.ts';
+import { rarp } from './announcement.ts';
 import { ControlRing } from './control-ring.ts';
 import type {
   ConfigChannel,
@@ -371,7 +372,7 @@ export class NetDevice implements VhostUserDevice {
   }
 
   announce(mac: bigint): Promise<void> {
-    return this.#workers.announce(this.#slot, mac);
+    return this.#workers.send(this.#slot, rarp(mac), 'from');
   }
 
   setLog(setup: LogSetup): Promise<void> {

@@ -22,7 +22,7 @@ export interface WorkerSetup {
 }
 
 /** What a worker tells the control plane. */
-export type WorkerMessage = { kind: 'ready'; tid: number } | { kind: 'broken' };
+export type WorkerMessage = { kind: 'ready'; tid: number } | { kind: 'broken' } | { kind: 'frames' };
 
 /** Milliseconds without a packet after which a worker sleeps. */
 const SPIN = 0.2;
@@ -41,12 +41,13 @@ function run(setup: WorkerSetup): void {
   const u64 = new BigUint64Array(setup.memory.buffer);
   const i32 = new Int32Array(setup.memory.buffer);
   const at = constant(layout, 'WORKERS') + setup.index * constant(layout, 'WORKER_STRIDE');
-  const worker = fields(layout, 'Worker', ['stop', 'callCount', 'brokenCount', 'deadline']);
+  const worker = fields(layout, 'Worker', ['stop', 'callCount', 'brokenCount', 'cameCount', 'deadline']);
   const vring = fields(layout, 'Vring', ['callFd', 'callRound', 'callQueue']);
   const stop = (at + worker.stop) >>> 2;
   const callCount = (at + worker.callCount) >>> 2;
   const deadline = (at + worker.deadline) >>> 3;
   const brokenCount = (at + worker.brokenCount) >>> 2;
+  const cameCount = (at + worker.cameCount) >>> 2;
   const calls = (at + constant(layout, 'CALLS_OFFSET')) >>> 2;
 
   const notifier = new Notifier();
@@ -74,6 +75,10 @@ function run(setup: WorkerSetup): void {
     if (u32[brokenCount]! > 0) {
       u32[brokenCount] = 0;
       parentPort!.postMessage({ kind: 'broken' } satisfies WorkerMessage);
+    }
+    if (u32[cameCount]! > 0) {
+      u32[cameCount] = 0;
+      parentPort!.postMessage({ kind: 'frames' } satisfies WorkerMessage);
     }
     if (came > 0) {
       idleSince = 0;

@@ -25,6 +25,8 @@ export interface WorkersOptions {
   busy: boolean;
   /** Some ring was found broken; the vrings tell which. */
   onBroken(): void;
+  /** A frame for the control plane came from the port in `slot`; of a longer one the first 128 bytes. */
+  onFrame(slot: number, frame: Buffer): void;
   /** A worker ended that was not asked to: the switch can't go on. */
   onFailure(error: Error): void;
 }
@@ -43,6 +45,14 @@ interface Thread {
   lastLook: number;
 }
 
+/** A frame that a worker is to send. */
+interface Outgoing {
+  /** Of the port, in the data plane. */
+  slot: number;
+  frame: Uint8Array;
+  as: 'to' | 'from';
+}
+
 const SLEEPING = 0xffff_ffff;
 /** Looks without giving the event loop a turn; a round of a worker is shorter than that. */
 const EAGER_LOOKS = 200;
@@ -55,8 +65,9 @@ export class Workers {
   readonly #options: WorkersOptions;
   readonly #threads: Thread[] = [];
   #closing = false;
-  /** One announcement at a time. */
-  #announced: Promise<void> = Promise.resolve();
+  /** Frames to send that found no room yet. */
+  #unsent: Outgoing[] = [];
+  #sending: Promise<void> | undefined;
 
   constructor(arena: Arena, structures: Structures, options: WorkersOptions) {
     this.#arena = arena;
@@ -113,6 +124,7 @@ export class Workers {
       });
       t.thread.on('message', (message: WorkerMessage) => {
         if (message.kind === 'broken') return this.#options.onBroken();
+        if (message.kind === 'frames') return this.#takeFrames(t);
         t.tid = message.tid;
         t.lastCpu = threadCpuTime(t.tid);
         t.lastLook = performance.now() * 1e6;
@@ -209,20 +221,62 @@ export class Workers {
     return seen === SLEEPING || ((seen - generation) | 0) >= 0;
   }
 
+  /** Frames that a worker has for the control plane. */
+  #takeFrames({ shared }: Thread): void {
+    const { u8, u32 } = this.#arena;
+    const written = shared.get('cameWritten');
+    const frames: [slot: number, frame: Buffer][] = [];
+    for (let taken = shared.get('cameTaken'); taken !== written; taken = (taken + 1) >>> 0) {
+      const at = this.#controlSlot(shared, 'CAME', taken);
+      const length = Math.min(u32[(at + 4) >>> 2]!, this.#structures.constant('SNAPSHOT'));
+      frames.push([u32[at >>> 2]!, Buffer.from(u8.slice(at + 8, at + 8 + length))]);
+    }
+    shared.set('cameTaken', written);
+    for (const [slot, frame] of frames) this.#options.onFrame(slot, frame);
+  }
+
+  #controlSlot(shared: WorkerStruct, ring: 'CAME' | 'SENDS', index: number): number {
+    const constant = (name: string) => this.#structures.constant(name);
+    const place = index & (constant(`${ring}_SLOTS`) - 1);
+    return shared.at + constant(`WORKER_${ring}`) + place * constant('CONTROL_SLOT_STRIDE');
+  }
+
   /**
-   * Lets a worker announce a guest: `mac` as it stands in a frame, loaded little-endian, behind the port in `slot`.
-   * Resolves when the frame is out, and the address learned.
+   * Has a worker send a frame of at most 128 bytes by the port in `slot`, or, `as` from it, switch it as if the port
+   * had sent it. Resolves when that is done.
    */
-  announce(slot: number, mac: bigint): Promise<void> {
-    this.#announced = this.#announced.then(async () => {
-      const { shared, wakeFd } = this.#threads[0]!;
-      if (this.#closing) return;
-      shared.set64('announceMac', mac);
-      shared.set('announcePort', slot + 1);
-      signal(wakeFd);
-      while (shared.get('announcePort') !== 0 && !this.#closing) await turn();
+  send(slot: number, frame: Uint8Array, as: 'to' | 'from' = 'to'): Promise<void> {
+    if (frame.length > this.#structures.constant('SNAPSHOT')) throw new Error(`${frame.length} bytes`);
+    if (this.#closing) return Promise.resolve();
+    this.#unsent.push({ slot, frame, as });
+    return this.sent();
+  }
+
+  /** Resolves when all is done that was to be sent. */
+  sent(): Promise<void> {
+    this.#sending ??= this.#sendAll().finally(() => {
+      this.#sending = undefined;
     });
-    return this.#announced;
+    return this.#sending;
+  }
+
+  async #sendAll(): Promise<void> {
+    const { shared, wakeFd } = this.#threads[0]!;
+    const written = () => shared.get('sendsWritten');
+    const waiting = () => (written() - shared.get('sendsTaken')) >>> 0;
+    while ((this.#unsent.length > 0 || waiting() > 0) && !this.#closing) {
+      const room = this.#structures.constant('SENDS_SLOTS') - waiting();
+      for (const { slot, frame, as } of this.#unsent.splice(0, room)) {
+        const at = this.#controlSlot(shared, 'SENDS', written());
+        const flag = as === 'from' ? this.#structures.constant('AS_FROM') : 0;
+        this.#arena.u32[at >>> 2] = slot | flag;
+        this.#arena.u32[(at + 4) >>> 2] = frame.length;
+        this.#arena.u8.set(frame, at + 8);
+        shared.set('sendsWritten', (written() + 1) >>> 0);
+        signal(wakeFd);
+      }
+      if (waiting() > 0) await turn();
+    }
   }
 
   /** CPU share of each worker since the last call, in percent of one core. */

@@ -127,6 +127,7 @@ test('a worker that ends by a fault of ours is told, and nobody waits for it', a
     cpus: [],
     busy: true,
     onBroken: () => {},
+    onFrame: () => {},
     onFailure: (error) => {
       failure ??= error;
     },

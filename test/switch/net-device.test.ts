@@ -20,6 +20,7 @@ async function device() {
     cpus: [],
     busy: true,
     onBroken: () => {},
+    onFrame: () => {},
     onFailure: (error) => {
       throw error;
     },
