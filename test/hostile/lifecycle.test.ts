@@ -2,12 +2,14 @@
 import assert from 'node:assert/strict';
 import { ftruncateSync, writeSync } from 'node:fs';
 import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Arena, Structures } from '../../src/arena/index.ts';
 import { drain, ioctl, memfd, openFds, seals } from '../../src/sys/index.ts';
 import { Iotlb } from '../../src/vhost/iotlb.ts';
 import { MemoryTable } from '../../src/vhost/memory-table.ts';
 import { Workers } from '../../src/workers/workers.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { Random } from '../support/random.ts';
 import { GUEST, RawGuest, USER } from '../support/raw-guest.ts';
 import { until } from '../support/until.ts';
 import { Stage } from './stage.ts';
@@ -57,6 +59,46 @@ test('eventfds that are full and blocking hold up no message', async () => {
   await guest.session.stopVring(1);
   await stage.healthy.flows(20);
   await guest.close();
+  await stage.unharmed();
+});
+
+test('rings without an eventfd of any kind, also taken away while they run: nobody is interrupted', async () => {
+  stage.forget();
+  const guest = new RawGuest(stage.path(), stage.lease.poller);
+  await guest.negotiate();
+  await guest.session.setMemoryTable([guest.region]);
+  for (const index of [0, 1]) {
+    await guest.session.setVring(index, guest.layout(index));
+    await guest.session.startVring(index, { kickFd: guest.kicks[index]!, callFd: -1, errFd: -1 });
+    await guest.session.enable(index, true);
+  }
+  guest.lend();
+  for (const fd of [-1, guest.calls[1]!, -1]) {
+    await guest.session.setCall(1, fd);
+    guest.send(frame(BROADCAST, mac(4)));
+    stage.healthy.a.send(frame(BROADCAST, mac(3)));
+    await until(() => guest.allUsed(1) && guest.received().length > 0, 'frames go both ways');
+  }
+  guest.offer(1, 64);
+  await until(() => stage.port.state === 'broken', 'and the ring may break');
+  await guest.close();
+  await stage.unharmed();
+});
+
+test('a guest that leaves as the workers go to sleep, or are woken, or look at its rings', async () => {
+  stage.forget();
+  const random = new Random(23);
+  for (let i = 0; i < 200; i++) {
+    const guest = new RawGuest(stage.path(), stage.lease.poller);
+    await guest.start();
+    guest.lend();
+    guest.send(frame(BROADCAST, mac(4)));
+    if (i % 2) await sleep(random.below(4));
+    if (i % 3 === 0) guest.send(frame(BROADCAST, mac(4)));
+    await guest.close();
+    await stage.listening();
+  }
+  assert.deepEqual(stage.errors, []);
   await stage.unharmed();
 });
 

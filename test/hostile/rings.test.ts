@@ -5,10 +5,11 @@
  */
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
-import { features as VIRTIO } from '../../src/virtio/features.ts';
+import { closeFd, memfd } from '../../src/sys/index.ts';
+import { features as VIRTIO, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import type { Descriptor } from '../support/plane.ts';
-import { GUEST, RawGuest } from '../support/raw-guest.ts';
+import { GUEST, RawGuest, USER } from '../support/raw-guest.ts';
 import { until } from '../support/until.ts';
 import { PackedGuest } from './packed-guest.ts';
 import { Stage } from './stage.ts';
@@ -33,6 +34,9 @@ const DATA = GUEST + 0x8_0000n;
 const TABLE_AT = GUEST + 0x7_0000n;
 const END = GUEST + 0x10_0000n;
 const UNMAPPED = 0x9999_0000n;
+
+/** Both flags of a packed descriptor that tell its lap (2.8.1). */
+const AVAIL_AND_USED = 0x8080;
 
 /** What both kinds of guest can do: one buffer of so many descriptors, at the next place of a ring. */
 type Chain = readonly Descriptor[];
@@ -137,6 +141,8 @@ const PACKED: Case[] = [
   { name: 'a buffer id beyond the ring (SPDK #3860)', packed: (g) => g.post(1, { ...d(DATA, 100), id: 65535 }) },
   { name: 'one buffer id for all', packed: (g) => { for (let i = 0; i < 20; i++) g.post(1, { ...d(DATA, 100), id: 7 }); } },
   { name: 'a list over the end of the ring', packed: async (g) => { for (let i = 0; i < SIZE - 2; i++) g.post(1, d(DATA, 100)); await until(() => g.isUsed(1, SIZE - 3), 'those before it are used'); g.post(1, ...parts(4, 30)); } },
+  { name: 'a wrap flag that flips a lap early', packed: (g) => { g.put(1, 0, d(DATA, 100, g.available(SIZE))); g.kick(1); g.put(1, 1, d(DATA, 100, g.available(SIZE))); g.post(1, d(DATA, 100)); } },
+  { name: 'a wrap flag that flips in the middle of a list', packed: (g) => { g.post(1, d(DATA, 50), d(DATA + 50n, 50, AVAIL_AND_USED), d(DATA, 10)); } },
   { name: 'flags without a meaning', packed: (g) => g.post(1, d(DATA, 100, 0x7f78)) },
   { name: 'a reserved kind of event suppression', packed: (g) => { g.suppress(1, 0xffff_ffff); g.post(1, d(DATA, 100)); } },
   { name: 'an event far beyond the ring', packed: (g) => { g.suppress(1, 0x0002_7fff); g.post(1, d(DATA, 100)); } },
@@ -204,10 +210,10 @@ async function assertWorks(guest: RawGuest): Promise<void> {
   await until(() => stage.port.queues[1]!.packets > before, 'it works');
 }
 
-async function run(g: RawGuest | PackedGuest, queue: 0 | 1, c: Case): Promise<void> {
+async function run(g: RawGuest | PackedGuest, queue: 0 | 1, c: Case, start = () => g.start()): Promise<void> {
   stage.forget();
   try {
-    await g.start();
+    await start();
     const why = c.breaks;
     const before = stage.port.queues[queue]!;
     await act(g, queue, c);
@@ -236,6 +242,26 @@ async function run(g: RawGuest | PackedGuest, queue: 0 | 1, c: Case): Promise<vo
   await stage.unharmed();
 }
 
+/** As start(), with a log of the pages that are written, as in a migration. */
+async function startLogged(g: RawGuest): Promise<void> {
+  const { VHOST_USER_PROTOCOL_F_REPLY_ACK: ack, VHOST_USER_PROTOCOL_F_LOG_SHMFD: log } = vhostProtocolFeatures; // biome-ignore format: one line
+  const { features } = await g.session.negotiate(g.wanted, ack | log);
+  await g.session.setMemoryTable([g.region]);
+  const size = (END >> 15n) + 1n;
+  const fd = memfd('log', Number(size));
+  try {
+    await g.session.setLog({ fd, offset: 0n, size });
+  } finally {
+    closeFd(fd);
+  }
+  await g.session.setFeatures(features | VIRTIO.VHOST_F_LOG_ALL);
+  for (const index of [0, 1]) {
+    await g.startRing(index);
+    const ring = g.layout(index);
+    await g.session.setVringAddress(index, { ...ring, logUsed: GUEST + (ring.usedUser - USER) });
+  }
+}
+
 const both = { transmit: [...EITHER, ...TRANSMIT], receive: [...EITHER, ...RECEIVE] };
 describe('split rings', () => {
   const guest = (features?: bigint) =>
@@ -244,6 +270,27 @@ describe('split rings', () => {
   for (const c of [...both.transmit, ...SPLIT]) test(`to transmit: ${c.name}`, () => run(guest(), 1, c));
   for (const c of [...both.receive, ...SPLIT_RECEIVE])
     test(`to receive: ${c.name}`, () => run(guest(), 0, c));
+  for (const c of both.receive)
+    test(`to receive, while pages are logged (CVE-2019-14835): ${c.name}`, () => {
+      const g = guest();
+      return run(g, 0, c, () => startLogged(g));
+    });
+
+  test('any event that is asked for', async () => {
+    stage.forget();
+    const g = guest(VIRTIO.VIRTIO_F_VERSION_1 | VIRTIO.VIRTIO_F_EVENT_IDX);
+    await g.start();
+    g.lend();
+    for (const event of [0, 1, SIZE - 1, SIZE, 0x7fff, 0x8000, 0xffff, 0xfffe]) {
+      for (const index of [0, 1]) g.askForEvent(index, event);
+      await assertWorks(g);
+      stage.healthy.a.send(frame(BROADCAST, mac(3)));
+    }
+    await until(() => g.received().length > 0, 'frames come');
+    assert.deepEqual(stage.broken, []);
+    await g.close();
+    await stage.unharmed();
+  });
 });
 
 describe('packed rings', () => {
@@ -254,4 +301,9 @@ describe('packed rings', () => {
   for (const c of [...both.transmit, ...PACKED]) test(`to transmit: ${c.name}`, () => run(guest(), 1, c));
   for (const c of [...both.receive, ...PACKED_RECEIVE])
     test(`to receive: ${c.name}`, () => run(guest(), 0, c));
+  for (const c of both.receive)
+    test(`to receive, while pages are logged (CVE-2019-14835): ${c.name}`, () => {
+      const g = guest();
+      return run(g, 0, c, () => startLogged(g));
+    });
 });

@@ -160,6 +160,11 @@ export class RawGuest {
     signal(this.kicks[index]!);
   }
 
+  /** Asks for an interrupt when this entry is used (used_event, virtio 1.3, 2.7.10). */
+  askForEvent(index: number, event: number): void {
+    this.write(this.at(index, 'avail', 4 + 2 * this.size), Uint8Array.of(event, event >> 8));
+  }
+
   usedIdx(index: number): number {
     return this.read(this.at(index, 'used', 2), 2).readUInt16LE();
   }
