@@ -37,6 +37,7 @@ export class Struct<F extends string> {
 
 const HEADER = [
   'generation', 'portCount', 'workerCount', 'now', 'ageing', 'fdbEntries', 'fdbLimit', 'fdbLock', 'fdbSeed',
+  'lease',
 ] as const; // biome-ignore format: a table
 const WORKER = [
   'seen',

@@ -133,6 +133,9 @@ export const CONTROL_SLOT_STRIDE: usize = K.CONTROL_SLOT_STRIDE;
 export const AS_FROM: u32 = K.AS_FROM;
 export const STAGE_LOCKED: u32 = L.STAGE_LOCKED;
 export const STAGE_NO_LEARNING: u32 = L.STAGE_NO_LEARNING;
+export const STAGE_BLOCKED: u32 = L.STAGE_BLOCKED;
+export const STAGE_LEARNS: u32 = L.STAGE_LEARNS;
+export const STAGE_LEASED: u32 = L.STAGE_LEASED;
 export const NO_VLAN: u32 = L.NO_VLAN;
 export const NO_TAGS: u32 = L.NO_TAGS;
 export const MEMBERS_OFFSET: usize = L.MEMBERS_OFFSET;
@@ -156,6 +159,7 @@ export const Header_fdbEntries: usize = offsetof<L.Header>('fdbEntries');
 export const Header_fdbLimit: usize = offsetof<L.Header>('fdbLimit');
 export const Header_fdbLock: usize = offsetof<L.Header>('fdbLock');
 export const Header_fdbSeed: usize = offsetof<L.Header>('fdbSeed');
+export const Header_lease: usize = offsetof<L.Header>('lease');
 
 export const Worker_seen: usize = offsetof<L.Worker>('seen');
 export const Worker_stop: usize = offsetof<L.Worker>('stop');

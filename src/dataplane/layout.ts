@@ -60,6 +60,8 @@ export class Header {
   fdbLock: i32;
   /** Keys of the forwarding database's hash, drawn at start so that nobody can aim at one bucket. */
   fdbSeed: u64;
+  /** Until when, in nanoseconds, ports may forward that do so only while the control plane lives (STAGE_LEASED). */
+  lease: u64;
 }
 
 /** A worker's own area starts with this; the rest is scratch memory (see scratch.ts). */
@@ -223,6 +225,11 @@ export const STAGE_LOCKED: u32 = 16;
 export const STAGE_PROTOCOLS: u32 = 0x4000_0000;
 /** Not a stage: what comes teaches nothing. */
 export const STAGE_NO_LEARNING: u32 = 32;
+/** RSTP (span.ts): nothing goes on, in either direction; but what comes teaches its source. */
+export const STAGE_BLOCKED: u32 = 0x2000;
+export const STAGE_LEARNS: u32 = 0x4000;
+/** Blocked when the control plane shows no sign of life. */
+export const STAGE_LEASED: u32 = 0x8000;
 
 /** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
 export const RULE_REASONS: u32 = 32;

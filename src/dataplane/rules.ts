@@ -11,14 +11,15 @@
 import { handUp } from './control-frames';
 import { screen } from './guard';
 import {
-  Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_CAPTURE, STAGE_GUARD, STAGE_ISOLATION, STAGE_LINE, STAGE_LOCKED, STAGE_POLICE,
-  STAGE_PROTOCOLS, STAGE_SHAPE, STAGE_VLAN, Vring,
+  Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_BLOCKED, STAGE_CAPTURE, STAGE_GUARD, STAGE_ISOLATION, STAGE_LEASED, STAGE_LINE,
+  STAGE_LOCKED, STAGE_POLICE, STAGE_PROTOCOLS, STAGE_SHAPE, STAGE_VLAN, Vring,
 } from './layout';
 import { fromLine, intoLine } from './line';
 import { lockOut } from './locked';
 import { police } from './police';
 import { listSlot, NOWHERE, packetAt } from './scratch';
 import { shape } from './shape';
+import { block, isBlocked, keepBack } from './span';
 import { classify, dress } from './vlan';
 import { explainIn, watchIn, watchRefused } from './watch';
 
@@ -45,6 +46,9 @@ export const RULE_HIDDEN_HEADERS: u32 = 17;
 export const RULE_STORM_BROADCAST: u32 = 18;
 export const RULE_LOCKED: u32 = 21;
 export const RULE_PROTOCOL_OVERFLOW: u32 = 22;
+export const RULE_DISCARDING_IN: u32 = 23;
+export const RULE_DISCARDING_OUT: u32 = 24;
+/** The control plane counts another one, 25: bad BPDUs. */
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -85,6 +89,7 @@ export function admit(source: Vring, rules: Rules, count: u32): void {
   const inVlans = (rules.ingress & STAGE_VLAN) != 0;
   if (inVlans) classify(rules, bridge, count);
   if (rules.ingress & STAGE_LOCKED) lockOut(rules, source.port, fidOf(bridge), inVlans, count);
+  if (rules.ingress & (STAGE_BLOCKED | STAGE_LEASED)) block(rules, source.port, fidOf(bridge), inVlans, count);
 }
 
 /** May a frame that came from a port with rules go to another one? */
@@ -102,6 +107,10 @@ export function reaches(rules: Rules, to: u32): bool {
  */
 export function depart(port: Port, rules: Rules, count: u32, every: bool): u32 {
   if (every) for (let i: u32 = 0; i < count; i++) store<u32>(listSlot(i), i);
+  if (rules.egress & (STAGE_BLOCKED | STAGE_LEASED) && isBlocked(rules.egress)) {
+    keepBack(rules, count);
+    return 0;
+  }
   if (rules.egress & STAGE_VLAN) count = dress(rules, count);
   if (rules.egress & (STAGE_SHAPE | STAGE_LINE)) count = postpone(port, rules, count);
   return count;

@@ -8,11 +8,12 @@
 import { fill, take, waitFor } from './bucket';
 import { now } from './clock';
 import { beginPopped, lengthOf, pop, push } from './fifo';
-import { Bucket, BURST, CLASSES, Fifo, FIFO_STRIDE, portAt, Rules, Shaper, SHAPER_BUCKET, SHAPER_FIFOS, STAGE_LINE, Timed } from './layout';
+import { Bucket, BURST, CLASSES, Fifo, FIFO_STRIDE, portAt, Rules, Shaper, SHAPER_BUCKET, SHAPER_FIFOS, STAGE_BLOCKED, STAGE_LEASED, STAGE_LINE, Timed } from './layout';
 import { intoLine } from './line';
 import { priorityOf, rankOf } from './priority';
-import { RULE_QUEUE_OUT, withhold } from './rules';
+import { refuse, RULE_DISCARDING_OUT, RULE_QUEUE_OUT, withhold } from './rules';
 import { frameAt, listSlot, packetAt } from './scratch';
+import { isBlocked } from './span';
 import { hand } from './spread';
 import { countReleased, DONE, isOwner, lock, SHAPED, unlock, waits } from './timed';
 
@@ -81,7 +82,8 @@ export function releaseShaped(port: u32, rules: Rules, time: u64): u64 {
   if (count != 0) {
     countReleased(count);
     beginPopped();
-    if (rules.egress & STAGE_LINE) intoLine(port, rules, count);
+    if (rules.egress & (STAGE_BLOCKED | STAGE_LEASED) && isBlocked(rules.egress)) refuse(rules, RULE_DISCARDING_OUT, count);
+    else if (rules.egress & STAGE_LINE) intoLine(port, rules, count);
     else hand(portAt(port), count, false);
   }
   unlock(timed);

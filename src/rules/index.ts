@@ -11,6 +11,7 @@ import { learning } from './learning.ts';
 import { protocols } from './protocols.ts';
 import { rateIn } from './rate-in.ts';
 import { rateOut } from './rate-out.ts';
+import { rstp, spanned } from './rstp.ts';
 import type { Rule } from './rule.ts';
 import { storm } from './storm.ts';
 import { vlan } from './vlan.ts';
@@ -27,6 +28,8 @@ export const RULES: readonly Rule[] = [
   storm,
   groups,
   protocols,
+  rstp,
+  spanned,
 ];
 
 /** Fields of a port's specification that can be set anew while it is there. */

@@ -93,6 +93,16 @@ export class PortRules {
     await this.settle();
   }
 
+  /** Lets what decides at run time set stages itself. Nothing happens once the port has gone. */
+  change(act: (table: RuleTable) => void): void {
+    if (this.#rules) act(this.#table(this.#rules));
+  }
+
+  /** Counts a frame that the control plane has turned away, by the reason's index. */
+  count(reason: number): void {
+    if (this.#rules) Atomics.add(this.#options.arena.u64, (this.#rules.get('drops') >>> 3) + reason, 1n);
+  }
+
   /** The port goes: nothing is left. */
   async close(): Promise<void> {
     this.#closed = true;

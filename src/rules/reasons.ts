@@ -30,4 +30,7 @@ export const REASONS: readonly Reason[] = [
   { name: 'stormUnknown', way: 'rx' },
   { name: 'locked', way: 'rx' },
   { name: 'protocolOverflow', way: 'rx' },
+  { name: 'discardingIn', way: 'rx' },
+  { name: 'discardingOut', way: 'tx' },
+  { name: 'badBpdu', way: 'rx' },
 ];

@@ -9,6 +9,8 @@ export interface RuledPort extends PortSpec {
   vlanAware?: boolean;
   /** Bit n: frames to 01-80-C2-00-00-0n go to the control plane. */
   protocols?: number;
+  /** It is in a spanning tree. */
+  spanned?: boolean;
 }
 
 /** A kind of rule: fields of a port's specification, and what the data plane does with them. */

@@ -105,8 +105,9 @@ export class Bridges {
 
   /** What becomes of frames to addresses that are reserved for bridges. */
   reserved(name: string): 'pass' | 'filter' {
-    const { reserved = 'auto' } = this.get(name);
+    const { reserved = 'auto', rstp = false } = this.get(name);
     if (reserved !== 'auto') return reserved;
+    if (rstp) return 'filter';
     return (this.#ports.get(name) ?? 0) > 2 ? 'filter' : 'pass';
   }
 

@@ -9,6 +9,7 @@
 import { z } from 'zod';
 import { dgramTarget, udpTarget } from '../ports/addresses.ts';
 import { choiceFaults, featureWords } from '../ports/features.ts';
+import { DEFAULTS } from '../rstp/defaults.ts';
 import { contradictions, RULE_FIELDS, RULES } from '../rules/index.ts';
 import { MAX_INTERFACE_NAME } from '../sys/index.ts';
 import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
@@ -282,16 +283,40 @@ const cpuList = z
 
 const ageing = wholeNumber(1, 1_000_000, ' of seconds');
 
+const bridgePriority = (() => {
+  const told = expected('a multiple of 4096 from 0 to 61440');
+  return z.int(told).min(0, told).max(61_440, told).multipleOf(4096, told);
+})();
+
 const bridgeObject = z.strictObject(
   {
     name: name("a bridge's", 'lab'),
     ageing: ageing.optional(),
     reserved: z.enum(['auto', 'pass', 'filter'], expected('"auto", "pass" or "filter"')).optional(),
     snooping: z.boolean(expected('true or false')).optional(),
+    rstp: z.boolean(expected('true or false')).optional(),
+    priority: bridgePriority.optional(),
+    mac: stationAddress.optional(),
+    maxAge: wholeNumber(6, 40, ' of seconds').optional(),
+    forwardDelay: wholeNumber(4, 30, ' of seconds').optional(),
   },
   expected('a bridge: a map with name, such as { name: lab }'),
 );
 const bridgeKeys = Object.keys(bridgeObject.shape);
+
+const bridgeSchema = bridgeObject.superRefine(({ rstp, reserved, maxAge, forwardDelay }, context) => {
+  const add = (field: string, message: string) =>
+    context.addIssue({ code: 'custom', path: [field], message });
+  if (rstp && reserved === 'pass')
+    add('reserved', 'expected none beside rstp=true, for which the bridge keeps BPDUs, found "pass"');
+  // IEEE 802.1D-2004, 17.14: who forgets sooner than others have been told makes loops.
+  const least = (maxAge ?? DEFAULTS.maxAge) / 2 + 1;
+  if ((forwardDelay ?? DEFAULTS.forwardDelay) < least)
+    add(
+      forwardDelay === undefined ? 'maxAge' : 'forwardDelay',
+      `expected a forwardDelay of at least maxAge / 2 + 1, ${least} s, found ${forwardDelay ?? DEFAULTS.forwardDelay}`,
+    );
+});
 
 const addressObject = z.strictObject(
   {
@@ -340,7 +365,7 @@ const switchObject = z.strictObject(
     ageing: ageing.optional(),
     maxAddressesPerPort: wholeNumber(1, MAX_ADDRESSES).optional(),
     maxPorts: wholeNumber(1, MAX_PORTS).optional(),
-    bridges: z.array(bridgeObject, expected('a list of bridges')).superRefine(checkNames).optional(),
+    bridges: z.array(bridgeSchema, expected('a list of bridges')).superRefine(checkNames).optional(),
     ports: z
       .array(portSpecSchema, expected('a list of ports'))
       // Also when a port is faulty elsewhere: all faults are told at once.
@@ -544,7 +569,7 @@ export function changePortSpec(spec: PortSpec, change: unknown): PortSpec {
 
 /** A bridge, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
 export function checkBridgeSpec(value: unknown): BridgeSpec {
-  const result = bridgeObject.safeParse(value);
+  const result = bridgeSchema.safeParse(value);
   return result.success ? (result.data as BridgeSpec) : refuse(problemsOf(result.error, bridgeKeys));
 }
 

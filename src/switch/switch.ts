@@ -26,6 +26,8 @@ import { UserEnd } from '../ports/user.ts';
 import { VdusePort } from '../ports/vduse.ts';
 import { VhostUserPort } from '../ports/vhost-user.ts';
 import { VxlanEnd } from '../ports/vxlan.ts';
+import { isBpdu } from '../rstp/bpdu.ts';
+import { Rstp } from '../rstp/rstp.ts';
 import { PortRules, RULE_FIELDS } from '../rules/index.ts';
 import { hasVlans, vlansOf } from '../rules/vlan.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
@@ -110,6 +112,8 @@ interface Entry {
   rules: PortRules;
   /** Its bridge has VLANs. */
   vlanAware: boolean;
+  /** The data plane takes it to be in a spanning tree. */
+  spanned: boolean;
   /** As it is now: the port's own has the rules that it came with. */
   spec: PortSpec;
 }
@@ -126,6 +130,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #ports = new Map<string, Entry>();
   readonly #groups = new GroupTables(this.#arena, this.#structures, () => this.#workers.quiesce());
   readonly #bridges = new Bridges(this.#structures, this.#groups);
+  readonly #rstp: Rstp;
   readonly #patches: Patches = new Map();
   /** Those that are being removed. */
   readonly #leaving = new Set<Entry>();
@@ -164,8 +169,18 @@ export class Switch extends EventEmitter<SwitchEvents> {
       onBroken: () => {
         for (const { port } of this.#ports.values()) port.reportBroken();
       },
-      onFrame: (slot, frame) => this.#listeners.get(slot)?.(frame),
+      onFrame: (slot, frame) => {
+        if (isBpdu(frame)) this.#rstp.receive(slot, frame);
+        else this.#listeners.get(slot)?.(frame);
+      },
       onFailure,
+    });
+    this.#rstp = new Rstp({
+      arena: this.#arena,
+      structures: this.#structures,
+      workers: this.#workers,
+      onShut: (port) =>
+        this.emit('portError', { port, error: 'bpduGuard: a bridge is behind the port, which is shut' }),
     });
   }
 
@@ -179,6 +194,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   #tick(): void {
     this.#structures.header.set('now', Math.floor(performance.now() / 1000));
     this.#groups.age();
+    this.#rstp.tick();
     if (++this.#ticks % SWEEP === 0) this.#arena.dataplane.functions.flush(EVERY_PORT, 1);
   }
 
@@ -222,7 +238,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
     try {
       this.#spreadVlans(spec);
       const vlanAware = this.#vlanAware(spec);
-      rules.write({ ...spec, vlanAware });
+      const spanned = this.#isSpanned(spec);
+      rules.write({ ...spec, vlanAware, spanned });
       const port = openPort(spec, {
         arena: this.#arena,
         structures: this.#structures,
@@ -234,13 +251,19 @@ export class Switch extends EventEmitter<SwitchEvents> {
         socketFd,
         maxAddresses: spec.maxAddresses ?? this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
         events: {
-          guestUp: () => this.emit('guestUp', { port: name }),
-          guestDown: (reason) => this.emit('guestDown', { port: name, reason }),
+          guestUp: () => {
+            this.#rstp.link(name);
+            this.emit('guestUp', { port: name });
+          },
+          guestDown: (reason) => {
+            this.#rstp.link(name);
+            this.emit('guestDown', { port: name, reason });
+          },
           queueBroken: (queue, reason) => this.emit('queueBroken', { port: name, queue, reason }),
           portError: (error) => this.emit('portError', { port: name, error }),
         },
       });
-      this.#ports.set(name, { port, slot, rules, vlanAware, spec });
+      this.#ports.set(name, { port, slot, rules, vlanAware, spanned, spec });
       this.#countPorts();
     } catch (error) {
       await rules.close();
@@ -250,11 +273,33 @@ export class Switch extends EventEmitter<SwitchEvents> {
     }
     const { header } = this.#structures;
     if (slot >= header.get('portCount')) header.set('portCount', slot + 1);
+    await this.#span();
     for (const capture of this.#captures) await this.#look(capture, name);
   }
 
   #countPorts(): void {
     this.#bridges.count([...this.#ports.values()].map(({ spec }) => spec));
+  }
+
+  /** Is a port in a spanning tree, once it is as its specification says? */
+  #isSpanned(spec: PortSpec): boolean {
+    return Rstp.isSpanned(this.#bridges.get(bridgeOf(spec)), spec);
+  }
+
+  /** Brings the spanning trees to the bridges and ports as they are now. Rejects with ArenaFullError. */
+  async #span(): Promise<void> {
+    const all = [...this.#ports.values()];
+    const change = (entry: Entry, spanned: boolean) => {
+      entry.rules.write({ ...entry.spec, vlanAware: entry.vlanAware, spanned });
+      entry.spanned = spanned;
+    };
+    // Who comes into a tree discards before anything else, who leaves one goes on when nobody decides for it any more.
+    const coming = all.filter(({ spanned, spec }) => !spanned && this.#isSpanned(spec));
+    const leaving = all.filter(({ spanned, spec }) => spanned && !this.#isSpanned(spec));
+    for (const entry of coming) change(entry, true);
+    this.#rstp.update(this.#bridges.list(), all);
+    for (const entry of leaving) change(entry, false);
+    for (const { rules } of [...coming, ...leaving]) await rules.settle();
   }
 
   #freeSlot(): number {
@@ -272,6 +317,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     if (use) throw new SwitchError('IN_USE', `port ${name}: ${use}`, 'name');
     this.#ports.delete(name);
     this.#countPorts();
+    this.#rstp.leave(name);
     this.#busy.add(name);
     this.#leaving.add(entry);
     try {
@@ -303,7 +349,11 @@ export class Switch extends EventEmitter<SwitchEvents> {
       // Others have their tags before this one tells frames by them, and lose them after it.
       this.#spreadVlans(spec);
       const vlanAware = this.#vlanAware(spec);
-      await entry.rules.set({ ...spec, vlanAware });
+      // Whatever tree it leaves or comes into: it discards until it is there.
+      if (bridgeOf(entry.spec) !== bridgeOf(spec)) this.#rstp.leave(name);
+      const spanned = entry.spanned || this.#isSpanned(spec);
+      await entry.rules.set({ ...spec, vlanAware, spanned });
+      entry.spanned = spanned;
       const struct = this.#structures.port(entry.slot);
       const moved = struct.get('bridge') !== bridge || !isDeepStrictEqual(vlansOf(entry.spec), vlansOf(spec));
       struct.set('bridge', bridge);
@@ -319,6 +369,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       throw new SwitchError('LIMIT', `port ${name}: ${(error as Error).message}`);
     } finally {
       await this.#settleVlans();
+      await this.#span();
     }
     const most = spec.maxAddresses ?? this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT;
     this.#structures.port(entry.slot).set('addressLimit', most);
@@ -392,12 +443,14 @@ export class Switch extends EventEmitter<SwitchEvents> {
   async addBridge(spec: BridgeSpec): Promise<void> {
     this.#bridges.add(checkBridgeSpec(spec));
     this.#refreshGroups();
+    await this.#span();
   }
 
   /** Sets fields of a bridge anew, null: the default. Rejects with a SwitchError: NO_SUCH_BRIDGE or BAD_SPEC. */
   async setBridge(name: string, change: BridgeChange): Promise<void> {
     this.#bridges.set(changeBridgeSpec(this.#bridges.get(name), change));
     this.#refreshGroups();
+    await this.#span();
   }
 
   /** Removes a bridge without ports. Rejects with a SwitchError: NO_SUCH_BRIDGE, BAD_SPEC, IN_USE. */
@@ -409,6 +462,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       throw new SwitchError('IN_USE', message, 'name');
     }
     this.#bridges.remove(name);
+    await this.#span();
   }
 
   /** Every bridge, the default one first. */
@@ -425,6 +479,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         snooping,
         ports: ports.map(({ spec }) => spec.name),
         addresses: addresses.get(name) ?? 0,
+        ...given('spanningTree', this.#rstp.bridge(name)),
       };
     });
   }
@@ -473,6 +528,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     for (const spec of add) this.#bridges.add(spec);
     for (const spec of set) this.#bridges.set(spec);
     this.#refreshGroups();
+    await this.#span();
     const applied: Applied = {
       added: [],
       removed: [],
@@ -570,6 +626,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
           }
         : null,
       rules: rulesOf(spec),
+      ...given('spanningTree', this.#rstp.port(name)),
     };
   }
 
@@ -783,6 +840,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   async #close(): Promise<void> {
     if (this.#clock) clearInterval(this.#clock);
+    this.#rstp.close();
     await Promise.all([...this.#captures].map((capture) => capture.close()));
     await Promise.all([...this.#ports.values()].map(({ port }) => port.close()));
     this.#ports.clear();
@@ -795,6 +853,10 @@ export class Switch extends EventEmitter<SwitchEvents> {
     return this.close();
   }
 }
+
+/** A field that is there only with a value. */
+const given = <K extends string, V>(field: K, value: V | undefined) =>
+  (value === undefined ? {} : { [field]: value }) as { [P in K]?: V };
 
 const sum = (drops: Record<string, number>) => Object.values(drops).reduce((all, count) => all + count, 0);
 
@@ -812,7 +874,7 @@ const withRules = ({ port, rules }: Entry): PortStatus => {
 /** Has the data plane know that the port's bridge has VLANs, or has none; false: it knew. Throws ArenaFullError. */
 function becomeAware(entry: Entry, vlanAware: boolean): boolean {
   if (entry.vlanAware === vlanAware) return false;
-  entry.rules.write({ ...entry.spec, vlanAware });
+  entry.rules.write({ ...entry.spec, vlanAware, spanned: entry.spanned });
   entry.vlanAware = vlanAware;
   return true;
 }

@@ -135,6 +135,19 @@ export interface PortSpec {
   fastLeave?: boolean;
   /** Most groups that the port joins, 0 to 2048; default 256. */
   maxGroups?: number;
+  // On a bridge with RSTP: docs/rstp.md.
+  /** False: the port is in no tree, and hears no BPDUs; default true. */
+  rstp?: boolean;
+  /** Cost of a way to the root by this port, 1 to 200000000; default: by `speed`, 2000 where it has none. */
+  pathCost?: number;
+  /** Of equal ways the one by the port with the lowest number here, a multiple of 16 up to 240; default 128. */
+  portPriority?: number;
+  /** No bridge is behind it, so it forwards at once; `auto` (default): so it is while none is heard. */
+  edge?: 'auto' | boolean;
+  /** At most one bridge is behind it; default true. */
+  pointToPoint?: boolean;
+  /** Shuts the port when a BPDU comes; default false. */
+  bpduGuard?: boolean;
 }
 
 /** Fields of a port to be set anew; null: back to the default. */
@@ -213,6 +226,16 @@ export interface BridgeSpec {
   reserved?: 'auto' | 'pass' | 'filter';
   /** Frames for groups go to who has joined them (IGMP and MLD snooping); default false. */
   snooping?: boolean;
+  /** RSTP against loops (IEEE 802.1D-2004), which speaks STP with who speaks that; default false. */
+  rstp?: boolean;
+  /** The bridge with the lowest number is the root: a multiple of 4096 up to 61440; default 32768. */
+  priority?: number;
+  /** Its address in RSTP, such as `52:54:00:12:34:56`; default: drawn at start. */
+  mac?: string;
+  /** Seconds after which what was heard of the root is forgotten, 6 to 40; default 20. */
+  maxAge?: number;
+  /** Seconds that a port listens, and again learns, beside a neighbour with STP: 4 to 30; default 15. */
+  forwardDelay?: number;
 }
 
 /** Fields of a bridge to be set anew; null: back to the default. */
@@ -231,6 +254,53 @@ export interface BridgeStatus {
   ports: string[];
   /** Known addresses. */
   addresses: number;
+  /** With RSTP alone. */
+  spanningTree?: RstpBridgeStatus;
+}
+
+export type RstpRole = 'disabled' | 'root' | 'designated' | 'alternate' | 'backup';
+export type RstpState = 'discarding' | 'learning' | 'forwarding';
+
+/** A bridge's part in a spanning tree. Bridges are named by priority and address, as `8000.525400123456`. */
+export interface RstpBridgeStatus {
+  id: string;
+  root: string;
+  /** Name of the port that leads to the root; null: it is this bridge. */
+  rootPort: string | null;
+  /** Of the way there. */
+  rootCost: number;
+  /** The root's times, in seconds. */
+  helloTime: number;
+  maxAge: number;
+  forwardDelay: number;
+  topologyChanges: number;
+  /** Seconds; null: it has not changed yet. */
+  sinceTopologyChange: number | null;
+  ports: { name: string; role: RstpRole; state: RstpState; pathCost: number }[];
+}
+
+/** A port's part in it. */
+export interface RstpPortStatus {
+  role: RstpRole;
+  state: RstpState;
+  /** Priority and number, hexadecimal. */
+  id: string;
+  pathCost: number;
+  /** What is known on the link: the root and its cost, by which bridge and port of it. */
+  root: string;
+  rootCost: number;
+  designatedBridge: string;
+  designatedPort: string;
+  /** No bridge is behind it, as far as is known. */
+  edge: boolean;
+  pointToPoint: boolean;
+  /** The protocol that the neighbour is told in. */
+  speaks: 'rstp' | 'stp';
+  /** A BPDU came though `bpduGuard` is set: it is off until its link goes down and up, or the guard is taken away. */
+  shut: boolean;
+  /** BPDUs. */
+  received: number;
+  sent: number;
 }
 
 export interface SwitchOptions {
@@ -393,6 +463,8 @@ export interface PortDetail extends PortStatus {
   connections: number;
   /** The rules that are set, as in the port's specification. */
   rules: Partial<PortSpec>;
+  /** In a spanning tree alone. */
+  spanningTree?: RstpPortStatus;
 }
 
 /** What apply() did. */
