@@ -36,7 +36,7 @@ test('two bridges with two cables: one is blocked, and takes over', async (t) =>
   await join(vswitch, 'y', { pathCost: 10_000 });
   await until(() => stateOf(vswitch, 'x2') === 'root forwarding', 'the root port forwards');
   await until(() => stateOf(vswitch, 'y2') === 'alternate discarding', 'the other one is the alternate');
-  assert.equal(stateOf(vswitch, 'x1'), 'designated forwarding');
+  await until(() => stateOf(vswitch, 'x1') === 'designated forwarding', 'the neighbour has agreed');
   const status = vswitch.bridge('two').spanningTree!;
   assert.equal(status.root, '1000.020000000100');
   assert.equal(status.id, '8000.020000000200');
