@@ -1,15 +1,19 @@
 /** `vireo bridge`, `add`, `set`, `del` and `show`: the bridges of a switch. */
 import type { Command } from 'commander';
-import type { BridgeChange, BridgeSpec, BridgeStatus } from '../switch/types.ts';
+import type { BridgeChange, BridgeSpec, BridgeStatus, RstpBridgeStatus } from '../switch/types.ts';
 import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
-import { count, pairs, table } from './table.ts';
+import { count, duration, pairs, table } from './table.ts';
 
 const FIELDS = `
 Settings of a bridge:
   ageing=SECONDS       after which an address that was not seen is forgotten (default: the switch's)
   reserved=filter|pass what becomes of STP, LACP, LLDP and other frames to 01-80-C2-00-00-0X
                        (default: a bridge with two ports passes them on, any other doesn't)
-  snooping=true        frames for groups go to who has joined them: IGMP and MLD snooping`;
+  snooping=true        frames for groups go to who has joined them: IGMP and MLD snooping
+  rstp=true            no loops: RSTP, and STP with neighbours that speak that; its BPDUs are filtered
+  priority=N           the bridge with the lowest is the root: a multiple of 4096 (default: 32768)
+  mac=MAC              its address in RSTP (default: drawn at start)
+  max-age=, forward-delay=SECONDS  which hold while it is the root (default: 20 and 15)`;
 
 /** Fields from `key=value` each; a key without a value goes back to its default. */
 async function readFields(words: string[]): Promise<BridgeChange> {
@@ -78,7 +82,7 @@ export function declareBridge(program: Command): void {
       .argument('<key=value...>', 'what to set; a key without a value goes back to its default'),
   );
   set.addHelpText('after', FIELDS);
-  withExamples(set, 'vireo bridge set lab ageing=60', 'vireo bridge set default ageing=');
+  withExamples(set, 'vireo bridge set lab ageing=60', 'vireo bridge set default rstp=true priority=4096');
   set.action(async (name: string, words: string[]) => {
     const options = optionsOf(set);
     const change = await readFields(words);
@@ -110,8 +114,9 @@ export function declareBridge(program: Command): void {
   });
 }
 
-const bridgeText = ({ name, ageing, vlans, reserved, snooping, addresses, ports }: BridgeStatus): string =>
-  pairs([
+const bridgeText = (bridge: BridgeStatus): string => {
+  const { name, ageing, vlans, reserved, snooping, addresses, ports, spanningTree } = bridge;
+  const text = pairs([
     ['bridge', name],
     ['ageing', `${ageing} s`],
     ['VLANs', vlans ? 'yes' : 'none'],
@@ -120,3 +125,26 @@ const bridgeText = ({ name, ageing, vlans, reserved, snooping, addresses, ports 
     ['addresses', count(addresses)],
     ['ports', ports.join(' ') || 'none'],
   ]);
+  return spanningTree ? `${text}\n${treeText(spanningTree)}` : text;
+};
+
+/** A bridge's part in a spanning tree, and its ports'. */
+function treeText(tree: RstpBridgeStatus): string {
+  const { id, root, rootPort, rootCost, topologyChanges, sinceTopologyChange } = tree;
+  const since = sinceTopologyChange === null ? '' : `, the last one ${duration(sinceTopologyChange)} ago`;
+  const told = pairs(
+    [
+      ['bridge', id],
+      [
+        'root',
+        rootPort === null ? `${root}, this bridge` : `${root} by ${rootPort}, cost ${count(rootCost)}`,
+      ],
+      ['times', `hello ${tree.helloTime} s, max age ${tree.maxAge} s, forward delay ${tree.forwardDelay} s`],
+      ['topology changes', `${count(topologyChanges)}${since}`],
+    ],
+    '  ',
+  );
+  const columns = [{ title: 'PORT' }, { title: 'ROLE' }, { title: 'STATE' }, { title: 'COST', right: true }];
+  const rows = tree.ports.map(({ name, role, state, pathCost }) => [name, role, state, count(pathCost)]);
+  return `Spanning tree\n${told}${rows.length > 0 ? `\n${table(columns, rows, '  ')}` : ''}`;
+}

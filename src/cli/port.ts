@@ -2,7 +2,14 @@
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
 import { dgramTarget } from '../ports/addresses.ts';
-import type { PortChange, PortDetail, PortSpec, PortStatus, SizeCounts } from '../switch/types.ts';
+import type {
+  PortChange,
+  PortDetail,
+  PortSpec,
+  PortStatus,
+  RstpPortStatus,
+  SizeCounts,
+} from '../switch/types.ts';
 import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
 import { bytes, count, pairs, table } from './table.ts';
 
@@ -33,7 +40,13 @@ Rules for the frames of a port, which \`vireo port set\` changes while it is the
 Where its bridge has snooping=true:
   multicast-router=always|never  whether it leads to a multicast router (default: if one shows itself)
   fast-leave=true      a group that is left is left at once, without asking who else is in it
-  max-groups=N         most groups that it joins (default: 256)`;
+  max-groups=N         most groups that it joins (default: 256)
+Where its bridge has rstp=true:
+  edge=true|false      no bridge is behind it, so it forwards at once (default: if none is heard in 3 s)
+  path-cost=N, port-priority=N  of ways to the root the cheapest, then the lowest (default: by speed, 128)
+  point-to-point=false more than one bridge is behind it
+  bpdu-guard=true      a BPDU shuts the port
+  rstp=false           the port is in no tree and always forwards`;
 
 export const PORT_FORM = `
 A port is NAME=TYPE:TARGET[,key=value…]:
@@ -208,6 +221,7 @@ export function portText(port: PortDetail): string {
           ]
         : []),
       ...(rulesText(port) === '' ? [] : [['rules', rulesText(port)] as [string, string]]),
+      ...(port.spanningTree ? treePairs(port.spanningTree) : []),
       ...(port.note === undefined ? [] : [['link', port.note] as [string, string]]),
       ['last error', port.lastError ?? 'none'],
     ]),
@@ -294,6 +308,25 @@ export function portText(port: PortDetail): string {
     featureSection('Protocol features', { ...port.protocolFeatures, missing: [] }),
   ];
   return sections.filter((text) => text !== '').join('\n');
+}
+
+/** A port's part in a spanning tree. */
+function treePairs(tree: RstpPortStatus): [string, string][] {
+  const { role, state, pathCost, edge, speaks, shut, designatedBridge, designatedPort } = tree;
+  const words = [
+    `${role} ${state}`,
+    `cost ${count(pathCost)}`,
+    ...(edge ? ['edge'] : []),
+    `speaks ${speaks}`,
+  ];
+  return [
+    ['RSTP', shut ? 'shut: a BPDU came, which bpdu-guard=true forbids' : words.join(', ')],
+    [
+      'designated',
+      `port ${designatedPort} of ${designatedBridge}, root ${tree.root} at cost ${count(tree.rootCost)}`,
+    ],
+    ['BPDUs', `${count(tree.received)} received, ${count(tree.sent)} sent`],
+  ];
 }
 
 function roleLine({ role }: PortDetail): [string, string] {
