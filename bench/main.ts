@@ -5,6 +5,7 @@ import { chain, documentChain, renderChain } from './chain.ts';
 import { documentField, field, renderField } from './field.ts';
 import { documentGen, gen, renderGen } from './gen.ts';
 import { documentIdle, idle, renderIdle } from './idle.ts';
+import { documentInterfaces, interfaces, renderInterfaces } from './interfaces.ts';
 import { documentLatency, latency, renderLatency } from './latency.ts';
 import { BURSTS } from './load.ts';
 import { documentPaths, paths, renderPaths } from './paths.ts';
@@ -24,14 +25,15 @@ const USAGE = `usage: npm run bench -- NAME [options]
   tcp      TCP between Linux guests with and without TSO, beside Open vSwitch with DPDK
   bridge   packets a second between two guests, beside the Linux bridge with vhost-net, within a guest
   ports    cost a packet on a switch of 256 ports beside one of two
+  interfaces  packets a second and TCP between interfaces of the kernel, beside its bridge and Open vSwitch
   rules    what each rule costs a packet; how exact shaping and delays are
   startup  from the start of the process to its ready line, from a guest's connect to its first packet
   latency  round trips between two guests that poll and two that sleep
   gen      packets a second of the generator, beside testpmd's txonly
   idle     CPU and memory with two connected guests that are quiet
 
-  --turns N        repetitions (v2v, paths, chain, bridge, ports, rules and gen 5, field and tcp 3, startup 10)
-  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, bridge 2, gen 0.5, idle 10)
+  --turns N        repetitions (v2v, paths, chain, bridge, ports, rules and gen 5, field, tcp and interfaces 3, startup 10)
+  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, bridge 2, interfaces 1, gen 0.5, idle 10)
   --bursts N       v2v, paths: bursts of 32 packets that circulate in each direction (${BURSTS})
   --only A,B       v2v: of ${subjectNames.join(', ')}
   --no-write       leave docs/performance.md as it is
@@ -99,6 +101,13 @@ async function main(): Promise<void> {
       break;
     case 'ports':
       report(await ports(number('turns', 5), number('seconds', 3), say), renderPorts, documentPorts);
+      break;
+    case 'interfaces':
+      report(
+        await interfaces(number('turns', 3), number('seconds', 1), say),
+        renderInterfaces,
+        documentInterfaces,
+      );
       break;
     case 'rules':
       report(await rules(number('turns', 5), say), renderRules, documentRules);

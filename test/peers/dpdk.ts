@@ -76,6 +76,8 @@ export interface TestpmdOptions {
   eal?: string[];
   /** Options of testpmd itself, e.g. `--forward-mode=mac`. */
   args?: string[];
+  /** Words before the program, e.g. those that enter a network namespace. */
+  within?: string[];
 }
 
 /** Counters of a port since the last `clear port stats`, rates since the last look. */
@@ -113,7 +115,9 @@ export class Testpmd {
     const cpu = options.cpu ?? 0;
     const prefix = `vireo-${process.pid}-${started++}`;
     // The prompt is written directly, the rest through stdio: line buffering and one pipe keep all in order.
-    const child = new Child('sh', [
+    const [program = 'sh', ...words] = [...(options.within ?? []), 'sh'];
+    const child = new Child(program, [
+      ...words,
       ...['-c', 'exec stdbuf -oL dpdk-testpmd "$@" 2>&1', 'dpdk-testpmd'],
       ...['-v', '--no-pci', '--in-memory', '--single-file-segments', '--file-prefix', prefix],
       ...['-m', String(options.memory ?? 256), '--lcores', `0@${cpu},1@${cpu}`],

@@ -22,6 +22,8 @@ export interface OvsOptions {
   tso?: boolean;
   /** MiB of hugepages to begin with. */
   memory?: number;
+  /** Network interfaces that are ports too, by DPDK's driver for packet sockets. */
+  interfaces?: string[];
 }
 
 /** What the forwarding thread did since the counters were cleared. */
@@ -54,7 +56,7 @@ export class Ovs {
     return ovs;
   }
 
-  async #start({ ports, cpu = 0, memory = 512, tso = false }: OvsOptions): Promise<void> {
+  async #start({ ports, cpu = 0, memory = 512, tso = false, interfaces = [] }: OvsOptions): Promise<void> {
     const database = join(this.directory, 'conf.db');
     await execute('ovsdb-tool', ['create', database, SCHEMA]);
     await this.#daemon('ovsdb-server', 'ovsdb-server', 10_000, [database, `--remote=punix:${this.#socket}`]);
@@ -75,6 +77,22 @@ export class Ovs {
         ? ['type=dpdkvhostuserclient', `options:vhost-server-path=${join(this.directory, port)}`]
         : ['type=dpdkvhostuser'];
       await this.vsctl('add-port', BRIDGE, port, '--', 'set', 'interface', port, ...options);
+    }
+    for (const [index, name] of interfaces.entries()) {
+      const device = `options:dpdk-devargs="net_af_packet${index},iface=${name}"`;
+      await this.vsctl(
+        ...[
+          'add-port',
+          BRIDGE,
+          `dpdk${index}`,
+          '--',
+          'set',
+          'interface',
+          `dpdk${index}`,
+          'type=dpdk',
+          device,
+        ],
+      );
     }
     if (tso) return;
     await until('sockets of OVS', 10_000, () =>

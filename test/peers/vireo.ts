@@ -17,6 +17,8 @@ export interface VireoOptions {
   poll?: 'adaptive' | 'busy';
   /** Pins the worker. */
   cpu?: number;
+  /** Ports of other kinds, as `vireo up --port` takes them. */
+  more?: string[];
 }
 
 let started = 0;
@@ -39,7 +41,14 @@ export class Vireo {
     this.#remove = remove;
   }
 
-  static async start({ ports, poll, cpu, role = 'server', ...options }: VireoOptions): Promise<Vireo> {
+  static async start({
+    ports,
+    poll,
+    cpu,
+    more = [],
+    role = 'server',
+    ...options
+  }: VireoOptions): Promise<Vireo> {
     const { path, remove } = scratch('switch');
     const directory = options.directory ?? path;
     const control = join(path, 'control.sock');
@@ -49,6 +58,7 @@ export class Vireo {
       ...['--poll', poll ?? 'adaptive'],
       ...(cpu === undefined ? [] : ['--cpus', String(cpu)]),
       ...ports.flatMap((port) => ['--port', `${port}=vhost-user:${join(directory, port)},role=${role}`]),
+      ...more.flatMap((port) => ['--port', port]),
     ]);
     try {
       const startup = await child.waitFor('its ready line', 20_000, () =>

@@ -78,7 +78,12 @@ export class Namespace {
   }
 
   ip(words: string): string {
-    const [program, ...rest] = [...this.enter, 'ip', ...words.split(' ')];
+    return this.run('ip', ...words.split(' '));
+  }
+
+  /** Runs a program there; returns what it prints, and throws when it fails. */
+  run(...words: string[]): string {
+    const [program, ...rest] = [...this.enter, ...words];
     return execFileSync(program!, rest, { stdio: ['ignore', 'pipe', 'pipe'] }).toString();
   }
 
