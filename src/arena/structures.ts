@@ -73,6 +73,8 @@ const RULES = [
   'drops',
   'watches',
   'protocols',
+  'bond',
+  'member',
 ] as const;
 const BUCKET = ['rate', 'burst'] as const;
 const FIFO = ['at', 'size', 'count'] as const;
@@ -80,6 +82,8 @@ const LINE = ['limit', 'delay', 'jitter', 'random', 'loss', 'duplicate', 'reorde
 const GUARD = ['flags', 'macs', 'ipv4s', 'ipv6s'] as const;
 const STORM = ['kinds', 'bits'] as const;
 const VLANS = ['pvid', 'type', 'tagged'] as const;
+const BOND = ['hash'] as const;
+const BOND_MEMBER = ['bond', 'open'] as const;
 const BRIDGE = ['ageing', 'filters', 'groups'] as const;
 const GROUPS = ['groups', 'members', 'used', 'full', 'asks'] as const;
 const GROUP = ['high', 'low', 'fid', 'querierPort', 'querierUntil', 'querierHigh', 'querierLow'] as const;
@@ -116,6 +120,8 @@ export type BucketStruct = Struct<(typeof BUCKET)[number]>;
 export type GuardStruct = Struct<(typeof GUARD)[number]>;
 export type StormStruct = Struct<(typeof STORM)[number]>;
 export type VlansStruct = Struct<(typeof VLANS)[number]>;
+export type BondStruct = Struct<(typeof BOND)[number]>;
+export type BondMemberStruct = Struct<(typeof BOND_MEMBER)[number]>;
 export type BridgeStruct = Struct<(typeof BRIDGE)[number]>;
 export type GroupsStruct = Struct<(typeof GROUPS)[number]>;
 export type GroupStruct = Struct<(typeof GROUP)[number]>;
@@ -151,6 +157,8 @@ export class Structures {
       guard: fields(layout, 'Guard', GUARD),
       storm: fields(layout, 'Storm', STORM),
       vlans: fields(layout, 'Vlans', VLANS),
+      bond: fields(layout, 'Bond', BOND),
+      bondMember: fields(layout, 'BondMember', BOND_MEMBER),
       bridge: fields(layout, 'Bridge', BRIDGE),
       groups: fields(layout, 'Groups', GROUPS),
       group: fields(layout, 'Group', GROUP),
@@ -222,6 +230,16 @@ export class Structures {
   /** The VLANs of a port, at an offset of the arena. */
   vlans(at: number): VlansStruct {
     return new Struct(this.#arena, at, this.#offsets.vlans);
+  }
+
+  /** How a bond sends, at an offset of the arena. */
+  bond(at: number): BondStruct {
+    return new Struct(this.#arena, at, this.#offsets.bond);
+  }
+
+  /** A member of a bond, at an offset of the arena. */
+  bondMember(at: number): BondMemberStruct {
+    return new Struct(this.#arena, at, this.#offsets.bondMember);
   }
 
   /** A bridge by its number. */

@@ -63,6 +63,8 @@ A port is NAME=TYPE:TARGET[,key=value…]:
                        vxlan:ADDRESS[:PORT] of another host; vni=N, and local=ADDRESS[:PORT] of this one
                        user: what this user reaches, without root, by passt; options='…' are more of passt's
                        patch:PORT of the same kind on another bridge, which leads here
+                       bond:PORT+PORT… that are one port from here on; mode=active-backup (default), primary=PORT;
+                       or mode=balance, hash=l2|l3+4 (default)
                        null: nobody, what is sent there is forgotten
   role=server|client   server (default): listens on PATH; client: dials it, again when it is gone
   max-addresses=N      most MAC addresses learned on this port
@@ -208,6 +210,7 @@ export function portText(port: PortDetail): string {
       ...(port.type === 'vduse' || port.role === null ? [] : [roleLine(port)]),
       ['state', port.state],
       ['rings', port.rings || 'not negotiated'],
+      ...(port.bond === undefined ? [] : [['member of', port.bond] as [string, string]]),
       ['connections', count(port.connections)],
       ...(port.mtu === null ? [] : [['mtu', count(port.mtu)] as [string, string]]),
       ...(port.driverStatus ? [['driver', port.driverStatus] as [string, string]] : []),
@@ -225,6 +228,16 @@ export function portText(port: PortDetail): string {
       ...(port.note === undefined ? [] : [['link', port.note] as [string, string]]),
       ['last error', port.lastError ?? 'none'],
     ]),
+    section(
+      'Members',
+      [{ title: 'PORT' }, { title: 'LINK' }, { title: 'SENDS' }, { title: 'RECEIVES' }],
+      (port.members ?? []).map((member) => [
+        member.port,
+        member.link,
+        member.sends ? 'yes' : 'no',
+        member.receives ? 'yes' : 'no',
+      ]),
+    ),
     section(
       'Counters, seen from the switch',
       [

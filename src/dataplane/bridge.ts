@@ -2,10 +2,12 @@
  * A learning bridge (IEEE 802.1D, 7.8 and 7.9): decides on snapshots where the frames of a burst go, and sends
  * them there. Frames for one destination keep their order and go out as one burst.
  */
+import { enter } from './bond';
 import { forgetTime } from './clock';
 import { learn, lookup, MAC_MASK, NO_PORT } from './fdb';
 import {
-  bridgeAt, drop, DROP_BAD_GROUP_MESSAGE, DROP_RESERVED, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_NO_LEARNING, STAGE_STORM, STAGE_VLAN, Vring,
+  bridgeAt, drop, DROP_BAD_GROUP_MESSAGE, DROP_RESERVED, DROP_SAME_PORT, header, portAt, STAGE_CAPTURE, STAGE_MEMBER,
+  STAGE_NO_LEARNING, STAGE_STORM, STAGE_VLAN, Vring,
 } from './layout';
 import { isIn, portsIn } from './groups';
 import { BAD_MESSAGE } from './igmp';
@@ -37,14 +39,22 @@ export function bridge(source: Vring, count: u32): void {
 }
 
 function forward(source: Vring, count: u32): void {
-  const from = source.port;
-  const rules = rulesOf(from);
-  const ruled = changetype<usize>(rules) != 0 && rules.ingress != 0;
-  const inVlans = ruled && (rules.ingress & STAGE_VLAN) != 0;
-  const learns = !ruled || !(rules.ingress & STAGE_NO_LEARNING);
+  let from = source.port;
+  let rules = rulesOf(from);
+  let ruled = changetype<usize>(rules) != 0 && rules.ingress != 0;
   forgetNotes();
   forgetTime();
-  if (ruled) admit(source, rules, count);
+  if (ruled) {
+    admit(from, rules, count);
+    if (rules.ingress & STAGE_MEMBER) {
+      from = enter(rules, count);
+      rules = rulesOf(from);
+      ruled = changetype<usize>(rules) != 0 && rules.ingress != 0;
+      if (ruled) admit(from, rules, count);
+    }
+  }
+  const inVlans = ruled && (rules.ingress & STAGE_VLAN) != 0;
+  const learns = !ruled || !(rules.ingress & STAGE_NO_LEARNING);
   let fid = fidOf(portAt(from).bridge);
   groups = bridgeAt(portAt(from).bridge).groups;
   let lastSource: u64 = 0;

@@ -62,6 +62,11 @@ export function flowHash(frame: usize, length: u32): u32 {
   return both(load<u64>(frame) & MAC_MASK, load<u64>(frame, 6) & MAC_MASK, type);
 }
 
+/** The same for all frames between two stations. */
+export function addressHash(frame: usize): u32 {
+  return both(load<u64>(frame) & MAC_MASK, load<u64>(frame, 6) & MAC_MASK, 0);
+}
+
 function ipv4(at: usize, end: usize): u32 {
   const source = <u64>load<u32>(at, 12);
   const destination = <u64>load<u32>(at, 16);

@@ -27,6 +27,8 @@ export const TOP: usize = 0xffe0_0000;
 
 export const MAX_PORTS: u32 = 2048;
 export const MAX_BRIDGES: u32 = 1024;
+/** Port.bridge of the members of bonds, which are on none. */
+export const NO_BRIDGE: u32 = MAX_BRIDGES;
 export const MAX_WORKERS: u32 = 32;
 export const MAX_REGIONS: u32 = 512;
 export const WORKER_STRIDE: usize = 0x50_0000;
@@ -190,7 +192,31 @@ export class Rules {
   /** How many it got, in which second. */
   handed: u32;
   handedSecond: u32;
+  /** Of a bond what it is made of (`Bond`), with STAGE_BOND; of a member whose it is (`BondMember`), with STAGE_MEMBER. */
+  bond: usize;
+  member: usize;
 }
+
+/** How a bond sends (bond.ts). Behind it stands the member for each of FLOWS hashes, the index of a port, u32. */
+@unmanaged
+export class Bond {
+  /** By what a frame's member is chosen: 0: all entries are the same, 1: addresses, 2: the flow. */
+  hash: u32;
+  pad: u32;
+}
+
+export const BOND_STRIDE: usize = offsetof<Bond>() + <usize>FLOWS * 4;
+
+/** A member of a bond. */
+@unmanaged
+export class BondMember {
+  /** Index of the bond's port. */
+  bond: u32;
+  /** 1: what comes from it counts. */
+  open: u32;
+}
+
+export const BOND_MEMBER_STRIDE: usize = offsetof<BondMember>();
 
 /** What a capture wants of a port's frames (watch.ts). */
 @unmanaged
@@ -221,6 +247,9 @@ export const STAGE_CAPTURE: u32 = 0x8000_0000;
 export const STAGE_GUARD: u32 = 4;
 export const STAGE_STORM: u32 = 8;
 export const STAGE_LOCKED: u32 = 16;
+/** The last of frames to a bond; of frames from a member the last before those of its bond. */
+export const STAGE_BOND: u32 = 0x2000_0000;
+export const STAGE_MEMBER: u32 = 0x1000_0000;
 /** Behind STAGE_CAPTURE. */
 export const STAGE_PROTOCOLS: u32 = 0x4000_0000;
 /** Not a stage: what comes teaches nothing. */

@@ -7,6 +7,7 @@
  * A guest that takes nothing for PATIENCE seconds isn't waited for any more until it takes something. Frames to
  * several guests wait for nobody.
  */
+import { exitOf, faceOf } from './bond';
 import { hasBuffers } from './device';
 import { lookup, MAC_MASK, NO_PORT } from './fdb';
 import { flowHash } from './flow';
@@ -21,12 +22,13 @@ const BUFFER: u32 = 1500;
 
 /** How many frames of the burst from `source`, from the first one on, find buffers where they go. */
 export function fitting(source: Vring, count: u32): u32 {
-  const fid = fidOf(portAt(source.port).bridge);
+  const from = faceOf(source.port);
+  const fid = fidOf(portAt(from).bridge);
   let last: u32 = 0;
   let wanted: u32 = 0;
   for (let i: u32 = 0; i < count; i++) {
     const packet = packetAt(i);
-    const ring = packet.destination == NOWHERE ? 0 : <u32>ringOf(source, fid, frameAt(i), packet.length);
+    const ring = packet.destination == NOWHERE ? 0 : <u32>ringOf(from, fid, frameAt(i), packet.length);
     if (ring == 0) continue;
     // A burst for each guest: what it wants is one number then.
     if (last != 0 && ring != last) return i;
@@ -42,11 +44,11 @@ export function fitting(source: Vring, count: u32): u32 {
 }
 
 /** The ring that a frame for one guest goes to; 0: it is for several, or nobody. */
-function ringOf(source: Vring, fid: u32, frame: usize, length: u32): usize {
+function ringOf(from: u32, fid: u32, frame: usize, length: u32): usize {
   const destination = load<u64>(frame) & MAC_MASK;
   const index = destination & GROUP ? NO_PORT : lookup(destination, fid);
-  if (index == NO_PORT || index == source.port) return 0;
-  const port = portAt(index);
+  if (index == NO_PORT || index == from) return 0;
+  const port = portAt(exitOf(index, frame, length));
   if (port.pairs == 0) return 0;
   if (port.pairs == 1) return port.ring;
   return <usize>load<u32>(port.table + (<usize>(flowHash(frame, length) & (FLOWS - 1)) << 2));

@@ -12,7 +12,7 @@ import { handUp } from './control-frames';
 import { screen } from './guard';
 import {
   Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_BLOCKED, STAGE_CAPTURE, STAGE_GUARD, STAGE_ISOLATION, STAGE_LEASED, STAGE_LINE,
-  STAGE_LOCKED, STAGE_POLICE, STAGE_PROTOCOLS, STAGE_SHAPE, STAGE_VLAN, Vring,
+  STAGE_LOCKED, STAGE_POLICE, STAGE_PROTOCOLS, STAGE_SHAPE, STAGE_VLAN,
 } from './layout';
 import { fromLine, intoLine } from './line';
 import { lockOut } from './locked';
@@ -49,6 +49,7 @@ export const RULE_PROTOCOL_OVERFLOW: u32 = 22;
 export const RULE_DISCARDING_IN: u32 = 23;
 export const RULE_DISCARDING_OUT: u32 = 24;
 /** The control plane counts another one, 25: bad BPDUs. */
+export const RULE_BOND_CLOSED: u32 = 26;
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -78,18 +79,18 @@ export function withhold(rules: Rules, which: u32, reason: u32): void {
 }
 
 /** Takes the first `count` frames of the burst through the stages for what comes from a port. */
-export function admit(source: Vring, rules: Rules, count: u32): void {
+export function admit(port: u32, rules: Rules, count: u32): void {
   // The cable comes first: what is under way is looked at when it has arrived.
-  if (rules.ingress & STAGE_LINE) fromLine(source.port, rules, count);
+  if (rules.ingress & STAGE_LINE) fromLine(port, rules, count);
   if (rules.ingress & STAGE_CAPTURE) watchIn(rules, count);
-  if (rules.ingress & STAGE_PROTOCOLS) handUp(source.port, rules, count);
+  if (rules.ingress & STAGE_PROTOCOLS) handUp(port, rules, count);
   if (rules.ingress & STAGE_POLICE) police(rules, count);
   if (rules.ingress & STAGE_GUARD) screen(rules, count);
-  const bridge = portAt(source.port).bridge;
+  const bridge = portAt(port).bridge;
   const inVlans = (rules.ingress & STAGE_VLAN) != 0;
   if (inVlans) classify(rules, bridge, count);
-  if (rules.ingress & STAGE_LOCKED) lockOut(rules, source.port, fidOf(bridge), inVlans, count);
-  if (rules.ingress & (STAGE_BLOCKED | STAGE_LEASED)) block(rules, source.port, fidOf(bridge), inVlans, count);
+  if (rules.ingress & STAGE_LOCKED) lockOut(rules, port, fidOf(bridge), inVlans, count);
+  if (rules.ingress & (STAGE_BLOCKED | STAGE_LEASED)) block(rules, port, fidOf(bridge), inVlans, count);
 }
 
 /** May a frame that came from a port with rules go to another one? */

@@ -11,6 +11,7 @@
  *   +0x01_2000  its packets with their rings, where it has several
  *   +0x01_3000  used descriptors that a packed ring gets at the end of the burst
  *   +0x01_4000  where captures have the records of its packets, and rings with records
+ *   +0x01_6000  its packets with the members of a bond that they leave by
  *   +0x01_8000  a message of IGMP or MLD
  *   +0x02_0000  a frame that the driver's side counts
  *   +0x03_2000  a datagram that is being fragmented
@@ -39,6 +40,7 @@ const SPREAD: usize = 0x1_2000;
 const LATER: usize = 0x1_3000;
 const RECORDS: usize = 0x1_4000;
 const WATCHED: usize = 0x1_5000;
+const MEMBERS: usize = 0x1_6000;
 const MESSAGE: usize = 0x1_8000;
 const FRAME: usize = 0x2_0000;
 const WHOLE: usize = 0x3_2000;
@@ -150,6 +152,8 @@ export function leaveControl(before: usize): void {
 @inline export function listSlot(index: u32): usize { return base + LIST + ((<usize>index) << 2); }
 /** Number of a packet, and the ring that it goes to: u32 each. */
 @inline export function spreadSlot(index: u32): usize { return base + SPREAD + ((<usize>index) << 3); }
+/** Number of a packet, and the port that it leaves a bond by: u32 each. */
+@inline export function memberSlot(index: u32): usize { return base + MEMBERS + ((<usize>index) << 3); }
 /** Where a capture's ring has the record of a frame that came (way 0) or goes out (way 1). */
 @inline export function recordSlot(way: u32, capture: u32, index: u32): usize {
   return base + RECORDS + ((<usize>(way * MAX_CAPTURES + capture) * BURST + index) << 2);

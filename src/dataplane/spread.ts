@@ -6,9 +6,10 @@
  * The control plane rewrites the table when queues are enabled or disabled: an entry always names a ring of this
  * port, whatever moment a worker reads it at.
  */
+import { leave } from './bond';
 import { transmit } from './device';
 import { flowHash } from './flow';
-import { FLOWS, Port, Reception, Rules, STAGE_CAPTURE, Vring } from './layout';
+import { FLOWS, Port, Reception, Rules, STAGE_BOND, STAGE_CAPTURE, Vring } from './layout';
 import { passes } from './receive-filter';
 import { depart } from './rules';
 import { frameAt, HASH, listSlot, packetAt, spreadSlot } from './scratch';
@@ -16,7 +17,6 @@ import { hashFrame } from './toeplitz';
 import { endWatch, watchOut } from './watch';
 
 /** Sends frames of the burst to the guest of a port: all of them (`every`), or those named by the worker's list. */
-@inline
 export function deliver(port: Port, count: u32, every: bool): void {
   if (port.rules != 0) {
     const rules = changetype<Rules>(port.rules);
@@ -30,14 +30,20 @@ export function deliver(port: Port, count: u32, every: bool): void {
 }
 
 /** The same for frames that have been through the port's rules. */
-@inline
 export function hand(port: Port, count: u32, every: bool): void {
-  if (port.rules != 0 && changetype<Rules>(port.rules).egress & STAGE_CAPTURE) handWatched(port, count, every);
+  if (port.rules != 0 && changetype<Rules>(port.rules).egress & (STAGE_CAPTURE | STAGE_BOND)) handRuled(port, count, every);
   else handOver(port, count, every);
 }
 
-function handWatched(port: Port, count: u32, every: bool): void {
-  watchOut(changetype<Rules>(port.rules), count, every);
+function handRuled(port: Port, count: u32, every: bool): void {
+  const rules = changetype<Rules>(port.rules);
+  if (rules.egress & STAGE_CAPTURE) watchOut(rules, count, every);
+  if (rules.egress & STAGE_BOND && port.pairs != 0) {
+    // What becomes of the frames from here on those who look at the members see.
+    endWatch();
+    leave(rules, count, every);
+    return;
+  }
   handOver(port, count, every);
   endWatch();
 }

@@ -3,6 +3,7 @@
  * schema of a port, `vireo port set`, the API and `vireo apply` take their fields from this list.
  */
 import type { PortSpec } from '../switch/types.ts';
+import { bonding } from './bonding.ts';
 import { groups } from './groups.ts';
 import { guard } from './guard.ts';
 import { lineIn, lineOut } from './impairment.ts';
@@ -30,6 +31,7 @@ export const RULES: readonly Rule[] = [
   protocols,
   rstp,
   spanned,
+  bonding,
 ];
 
 /** Fields of a port's specification that can be set anew while it is there. */

@@ -33,4 +33,5 @@ export const REASONS: readonly Reason[] = [
   { name: 'discardingIn', way: 'rx' },
   { name: 'discardingOut', way: 'tx' },
   { name: 'badBpdu', way: 'rx' },
+  { name: 'bondClosed', way: 'rx' },
 ];

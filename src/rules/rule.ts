@@ -11,7 +11,13 @@ export interface RuledPort extends PortSpec {
   protocols?: number;
   /** It is in a spanning tree. */
   spanned?: boolean;
+  /** Where the data plane finds how it sends, as a bond, and whose it is, as a member of one. */
+  bondAt?: number;
+  memberAt?: number;
 }
+
+/** What only the switch knows. */
+export type Beside = Pick<RuledPort, 'protocols' | 'bondAt' | 'memberAt'>;
 
 /** A kind of rule: fields of a port's specification, and what the data plane does with them. */
 export interface Rule {

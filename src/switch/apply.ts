@@ -3,6 +3,7 @@
  * not touched, and their guests notice nothing.
  */
 import { isDeepStrictEqual } from 'node:util';
+import { membersOf } from '../bond/members.ts';
 import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { SETTABLE } from './spec.ts';
@@ -111,5 +112,18 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
     else found.change.push(spec);
   }
   found.remove.push(...there.keys());
+  // A bond goes and comes with its members.
+  const change = new Set(found.change.map(({ name }) => name));
+  for (const spec of wanted.ports) {
+    if (
+      change.has(spec.name) ||
+      found.add.includes(spec) ||
+      !membersOf(spec).some((name) => change.has(name))
+    )
+      continue;
+    found.set = found.set.filter(({ name }) => name !== spec.name);
+    found.unchanged = found.unchanged.filter((name) => name !== spec.name);
+    found.change.push(spec);
+  }
   return found;
 }

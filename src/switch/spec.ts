@@ -7,6 +7,7 @@
  * A comma that belongs to the target is written twice there, as in QEMU's options.
  */
 import { z } from 'zod';
+import { MOST_MEMBERS, memberFault, membersOf } from '../bond/members.ts';
 import { dgramTarget, udpTarget } from '../ports/addresses.ts';
 import { choiceFaults, featureWords } from '../ports/features.ts';
 import { DEFAULTS } from '../rstp/defaults.ts';
@@ -41,6 +42,10 @@ export interface Problem {
 const EXAMPLE = 'vm1=vhost-user:/tmp/vm1.sock,role=client';
 /** Bytes of a path in `struct sockaddr_un`, the final zero apart: unix(7). */
 const MAX_SOCKET_PATH = 107;
+const PCAP_MODES = ['read', 'write'] as const;
+const BOND_MODES = ['active-backup', 'balance'] as const;
+const quoted = (words: readonly string[]) => words.map((word) => `"${word}"`).join(', ');
+const MODES_TOLD = `${quoted(PCAP_MODES)} (pcap), or ${quoted(BOND_MODES)} (bond)`;
 const MAX_ADDRESSES = 65_536;
 const MAX_PORTS = 2048;
 /** Unknown keys and words are told up to here: whoever sends more has another problem. */
@@ -117,6 +122,19 @@ const timing = (() => {
   return z.string(told).regex(/^(recorded|fast|[1-9]\d{0,8}pps)$/, told);
 })();
 
+const memberList = (() => {
+  const told = expected(`the names of 1 to ${MOST_MEMBERS} ports, each once, such as "eth1+eth2"`);
+  const fits = (text: string) => {
+    const names = text.split('+');
+    return (
+      names.length <= MOST_MEMBERS &&
+      new Set(names).size === names.length &&
+      names.every((one) => name("a port's", 'eth1').safeParse(one).success)
+    );
+  };
+  return z.string(told).refine(fits, told);
+})();
+
 const nothing = z.literal('', expected('nothing behind the colon, such as "net=user:"'));
 
 interface Kind {
@@ -141,6 +159,7 @@ const KINDS: Record<PortType, Kind> = {
   user: { target: nothing, options: ['options'], shared: true },
   // Two that lead to one are told when they meet.
   patch: { target: name("another patch port's", 'patch2'), options: [], shared: true },
+  bond: { target: memberList, options: ['mode', 'primary', 'hash'] },
   null: { target: nothing, options: [], shared: true },
 };
 const TYPES = Object.keys(KINDS) as PortType[];
@@ -178,7 +197,10 @@ const portObject = z.strictObject(
     vni: wholeNumber(0, 0xff_ffff).optional(),
     local: udpAddress.optional(),
     remote: datagramAddress.optional(),
-    mode: z.enum(['read', 'write'], expected('"read" or "write"')).optional(),
+    // Which of them a type has is checkType's.
+    mode: z.enum([...PCAP_MODES, ...BOND_MODES], expected(MODES_TOLD)).optional(),
+    primary: name("a port's", 'eth1').optional(),
+    hash: z.enum(['l2', 'l3+4'], expected('"l2" or "l3+4"')).optional(),
     timing: timing.optional(),
     loop: wholeNumber(0, 1_000_000_000, ' of times, 0 for ever').optional(),
     ...ruleFields,
@@ -228,6 +250,13 @@ function checkType(port: unknown, context: z.RefinementCtx): void {
   if (type === 'pcap' && mode === 'write')
     for (const [field, value] of Object.entries({ timing, loop }))
       if (value !== undefined) add(field, `expected none with mode=write, found ${show(value)}`);
+  for (const { kind, modes } of [
+    { kind: 'pcap', modes: PCAP_MODES },
+    { kind: 'bond', modes: BOND_MODES },
+  ])
+    if (type === kind && mode !== undefined && ![...modes].some((one) => one === mode))
+      add('mode', `expected one of ${quoted(modes)}, found ${show(mode)}`);
+  if (type === 'bond') checkBond(port as PortSpec, add);
   if (type !== 'vduse') return;
   if (typeof queues === 'number' && queues > 1)
     add('queues', `expected 1: the kernel's VDUSE gives a network device no control queue, found ${queues}`);
@@ -237,6 +266,22 @@ function checkType(port: unknown, context: z.RefinementCtx): void {
     if (/^\+(ctrl[-_]vq|mq)$/.test(word))
       add('features', `expected no ${word}: the kernel takes no VDUSE network device with a control queue`);
   }
+}
+
+function checkBond(
+  { mode = 'active-backup', ...bond }: PortSpec,
+  add: (field: string, message: string) => void,
+) {
+  const { name, primary, hash } = bond;
+  if (typeof bond.target !== 'string') return;
+  const members = membersOf(bond);
+  if (members.includes(name)) add('target', `expected names of other ports, found ${show(bond.target)}`);
+  if (primary !== undefined && mode !== 'active-backup')
+    add('primary', `expected none with mode=${mode}, found ${show(primary)}`);
+  else if (primary !== undefined && !members.includes(primary))
+    add('primary', `expected one of the members ${members.join(', ')}, found ${show(primary)}`);
+  if (hash !== undefined && mode === 'active-backup')
+    add('hash', `expected none with mode=active-backup, found ${show(hash)}`);
 }
 
 /** A port: an object, or its form in one line. */
@@ -380,6 +425,11 @@ const switchObject = z.strictObject(
 /** A switch and the ports it starts with. */
 export const switchOptionsSchema = switchObject.superRefine((options, context) => {
   const { workers, cpus, bridges, ports } = options;
+  for (const [index, port] of ((ports ?? []) as PortSpec[]).entries()) {
+    const message = memberFault(port, ports as PortSpec[]);
+    if (message !== undefined)
+      context.addIssue({ code: 'custom', path: ['ports', index, 'target'], message });
+  }
   // Without a list of them those of the running switch count.
   const known = [DEFAULT_BRIDGE, ...(bridges ?? []).map(({ name }) => name)];
   for (const [index, { bridge }] of bridges === undefined ? [] : ((ports ?? []) as PortSpec[]).entries()) {

@@ -8,6 +8,8 @@ import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { isDeepStrictEqual } from 'node:util';
 import { Arena, Structures } from '../arena/index.ts';
+import { type BondContext, BondPort } from '../bond/bond.ts';
+import { bondOf, fieldsOfBond, memberFault } from '../bond/members.ts';
 import { Capture } from '../capture/capture.ts';
 import { FilterError } from '../capture/filter.ts';
 import { IoThreads } from '../io/index.ts';
@@ -29,8 +31,10 @@ import { VxlanEnd } from '../ports/vxlan.ts';
 import { isBpdu } from '../rstp/bpdu.ts';
 import { Rstp } from '../rstp/rstp.ts';
 import { PortRules, RULE_FIELDS } from '../rules/index.ts';
+import type { Beside, RuledPort } from '../rules/rule.ts';
 import { hasVlans, vlansOf } from '../rules/vlan.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
+import { rarp } from '../vhost/announcement.ts';
 import { Workers } from '../workers/workers.ts';
 import { difference } from './apply.ts';
 import { Bridges, bridgeOf, DEFAULT_BRIDGE } from './bridges.ts';
@@ -95,7 +99,7 @@ export async function createSwitch(options: SwitchOptions = {}): Promise<Switch>
     for (const { name, ...fields } of bridges)
       if (name === DEFAULT_BRIDGE) await vswitch.setBridge(name, fields);
       else await vswitch.addBridge({ name, ...fields });
-    for (const spec of ports) await vswitch.addPort(spec);
+    for (const spec of bondsLast(ports)) await vswitch.addPort(spec);
     for (const spec of fdb) await vswitch.addAddress(spec);
     for (const spec of groups) await vswitch.addGroup(spec);
   } catch (error) {
@@ -114,6 +118,10 @@ interface Entry {
   vlanAware: boolean;
   /** The data plane takes it to be in a spanning tree. */
   spanned: boolean;
+  /** What else its rules depend on. */
+  beside: Beside;
+  /** Its link is up. */
+  isUp: boolean;
   /** As it is now: the port's own has the rules that it came with. */
   spec: PortSpec;
 }
@@ -220,6 +228,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     }
     const bridge = this.#bridges.index(spec.bridge);
     this.#checkPatch(spec);
+    this.#checkBond(spec);
     const slot = this.#freeSlot();
     const struct = this.#structures.port(slot);
     struct.set('addresses', 0);
@@ -240,7 +249,18 @@ export class Switch extends EventEmitter<SwitchEvents> {
       const vlanAware = this.#vlanAware(spec);
       const spanned = this.#isSpanned(spec);
       rules.write({ ...spec, vlanAware, spanned });
+      const entry: Entry = {
+        port: undefined as never,
+        slot,
+        rules,
+        vlanAware,
+        spanned,
+        beside: {},
+        isUp: false,
+        spec,
+      };
       const port = openPort(spec, {
+        ...this.#bondContext(spec),
         arena: this.#arena,
         structures: this.#structures,
         workers: this.#workers,
@@ -252,20 +272,27 @@ export class Switch extends EventEmitter<SwitchEvents> {
         maxAddresses: spec.maxAddresses ?? this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT,
         events: {
           guestUp: () => {
-            this.#rstp.link(name);
+            this.#link(entry, true);
             this.emit('guestUp', { port: name });
           },
           guestDown: (reason) => {
-            this.#rstp.link(name);
+            this.#link(entry, false);
             this.emit('guestDown', { port: name, reason });
           },
           queueBroken: (queue, reason) => this.emit('queueBroken', { port: name, queue, reason }),
           portError: (error) => this.emit('portError', { port: name, error }),
         },
       });
-      this.#ports.set(name, { port, slot, rules, vlanAware, spanned, spec });
+      this.#ports.set(name, Object.assign(entry, { port }));
+      if (port instanceof BondPort) await this.#join(entry, port);
       this.#countPorts();
     } catch (error) {
+      const entry = this.#ports.get(name);
+      this.#ports.delete(name);
+      if (entry?.port instanceof BondPort) {
+        await this.#part(entry.port);
+        await entry.port.close();
+      }
       await rules.close();
       struct.set('used', 0);
       await this.#settleVlans();
@@ -278,7 +305,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   }
 
   #countPorts(): void {
-    this.#bridges.count([...this.#ports.values()].map(({ spec }) => spec));
+    this.#bridges.count(this.#bridged().map(({ spec }) => spec));
   }
 
   /** Is a port in a spanning tree, once it is as its specification says? */
@@ -288,10 +315,10 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** Brings the spanning trees to the bridges and ports as they are now. Rejects with ArenaFullError. */
   async #span(): Promise<void> {
-    const all = [...this.#ports.values()];
+    const all = this.#bridged();
     const change = (entry: Entry, spanned: boolean) => {
-      entry.rules.write({ ...entry.spec, vlanAware: entry.vlanAware, spanned });
       entry.spanned = spanned;
+      entry.rules.write(ruled(entry));
     };
     // Who comes into a tree discards before anything else, who leaves one goes on when nobody decides for it any more.
     const coming = all.filter(({ spanned, spec }) => !spanned && this.#isSpanned(spec));
@@ -313,7 +340,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
   /** Removes a port: its guest loses its link, others notice nothing. Rejects with a SwitchError: NO_SUCH_PORT, IN_USE. */
   async removePort(name: string): Promise<void> {
     const entry = this.#find(name);
-    const use = entry.port.inUse?.();
+    const bond = this.#bondOf(name);
+    const use = bond ? `it is a member of ${bond.spec.name}: remove that first` : entry.port.inUse?.();
     if (use) throw new SwitchError('IN_USE', `port ${name}: ${use}`, 'name');
     this.#ports.delete(name);
     this.#countPorts();
@@ -322,6 +350,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     this.#leaving.add(entry);
     try {
       await this.#workers.sent();
+      if (entry.port instanceof BondPort) await this.#part(entry.port);
       await entry.port.close();
       await entry.rules.close();
       for (const capture of this.#captures) capture.remove(name);
@@ -345,18 +374,20 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const spec = changePortSpec(entry.spec, change);
     const bridge = this.#bridges.index(spec.bridge);
     this.#checkPatch(spec);
+    this.#checkMember(spec);
     try {
       // Others have their tags before this one tells frames by them, and lose them after it.
       this.#spreadVlans(spec);
       const vlanAware = this.#vlanAware(spec);
       // Whatever tree it leaves or comes into: it discards until it is there.
       if (bridgeOf(entry.spec) !== bridgeOf(spec)) this.#rstp.leave(name);
-      const spanned = entry.spanned || this.#isSpanned(spec);
-      await entry.rules.set({ ...spec, vlanAware, spanned });
+      const spanned = entry.spanned || (!isMember(entry) && this.#isSpanned(spec));
+      await entry.rules.set({ ...spec, ...entry.beside, vlanAware, spanned });
       entry.spanned = spanned;
       const struct = this.#structures.port(entry.slot);
-      const moved = struct.get('bridge') !== bridge || !isDeepStrictEqual(vlansOf(entry.spec), vlansOf(spec));
-      struct.set('bridge', bridge);
+      const place = isMember(entry) ? this.#structures.constant('NO_BRIDGE') : bridge;
+      const moved = struct.get('bridge') !== place || !isDeepStrictEqual(vlansOf(entry.spec), vlansOf(spec));
+      struct.set('bridge', place);
       Object.assign(entry, { spec, vlanAware });
       this.#countPorts();
       if (moved) {
@@ -375,6 +406,108 @@ export class Switch extends EventEmitter<SwitchEvents> {
     this.#structures.port(entry.slot).set('addressLimit', most);
   }
 
+  /** The ports that bridges know: all but the members of bonds. */
+  #bridged(): Entry[] {
+    return [...this.#ports.values()].filter((entry) => !isMember(entry));
+  }
+
+  #bondOf(name: string): Entry | undefined {
+    const spec = bondOf(
+      name,
+      [...this.#ports.values()].map((entry) => entry.spec),
+    );
+    return spec && this.#ports.get(spec.name);
+  }
+
+  #checkBond(spec: PortSpec): void {
+    const fault = memberFault(
+      spec,
+      [...this.#ports.values()].map((entry) => entry.spec),
+    );
+    if (fault !== undefined) throw new SwitchError('BAD_SPEC', `target: ${fault}`, 'target');
+  }
+
+  /** What a member of a bond can't have, the bond has for it. */
+  #checkMember(spec: PortSpec): void {
+    const bond = this.#bondOf(spec.name)?.spec.name;
+    const field = bond === undefined ? undefined : fieldsOfBond(spec)[0];
+    if (field === undefined) return;
+    const message = `${field}: expected none for a member of ${bond}, found ${JSON.stringify(spec[field])}: set it for ${bond}`;
+    throw new SwitchError('BAD_SPEC', message, field);
+  }
+
+  #bondContext(spec: PortSpec): Pick<BondContext, 'member' | 'moved'> {
+    return {
+      member: (name) => {
+        const entry = this.#ports.get(name)!;
+        return { slot: entry.slot, isUp: () => entry.isUp, status: () => entry.port.status() };
+      },
+      moved: () => this.#announceBehind(spec.name),
+    };
+  }
+
+  /** A port's link has gone up or down. */
+  #link(entry: Entry, isUp: boolean): void {
+    entry.isUp = isUp;
+    this.#rstp.link(entry.spec.name);
+    const bond = isMember(entry) && this.#bondOf(entry.spec.name)?.port;
+    if (bond instanceof BondPort) bond.linkChanged(entry.spec.name, isUp);
+  }
+
+  /** Makes ports the members of a bond: bridges know that alone from here on. Rejects with an ArenaFullError. */
+  async #join(entry: Entry, bond: BondPort): Promise<void> {
+    entry.beside = { bondAt: bond.at };
+    entry.rules.write(ruled(entry));
+    for (const member of bond.members.map((name) => this.#ports.get(name)!)) {
+      const memberAt = bond.memberAt(member.spec.name);
+      Object.assign(member, { beside: { memberAt }, vlanAware: false, spanned: false });
+      this.#structures.port(member.slot).set('bridge', this.#structures.constant('NO_BRIDGE'));
+      member.rules.write(ruled(member));
+    }
+    await this.#moved(bond);
+    bond.start();
+  }
+
+  /** The members of a bond are ports of their own again. */
+  async #part(bond: BondPort): Promise<void> {
+    for (const member of bond.members.map((name) => this.#ports.get(name)!)) {
+      // In a tree it discards from the first frame on.
+      Object.assign(member, { beside: {}, spanned: this.#isSpanned(member.spec) });
+      member.rules.write(ruled(member));
+      this.#structures.port(member.slot).set('bridge', this.#bridges.index(member.spec.bridge));
+    }
+    await this.#moved(bond);
+  }
+
+  /** What was learned of the members of a bond, and of the bond, is true no more. */
+  async #moved(bond: BondPort): Promise<void> {
+    this.#countPorts();
+    await this.#settleVlans();
+    await this.#span();
+    await this.#workers.quiesce();
+    for (const name of [...bond.members, bond.spec.name]) {
+      const slot = this.#ports.get(name)?.slot;
+      if (slot === undefined) continue;
+      this.#arena.dataplane.functions.flush(slot, 0);
+      this.#groups.forget(slot);
+    }
+  }
+
+  /** Tells who is behind a bond where all others are. */
+  #announceBehind(name: string): void {
+    const entry = this.#ports.get(name);
+    const state = this.#rstp.port(name)?.state ?? 'forwarding';
+    if (!entry || state !== 'forwarding') return;
+    const bridge = bridgeOf(entry.spec);
+    const { members, pvid } = vlansOf(entry.spec);
+    const tag = entry.spec.tags === '802.1ad' ? 0x88a8 : 0x8100;
+    for (const { mac, vlan, ...other } of this.fdb()) {
+      if (other.bridge !== bridge || other.port === name || (entry.vlanAware && !members.has(vlan))) continue;
+      const tagged = entry.vlanAware && vlan !== pvid ? { type: tag, vlan } : undefined;
+      void this.#workers.send(entry.slot, rarp(Buffer.from(mac.replaceAll(':', ''), 'hex'), tagged));
+    }
+  }
+
   /** A cable with both ends on one bridge would be a loop. */
   #checkPatch({ name, type, target, ...spec }: PortSpec): void {
     const peer = this.#ports.get(target)?.spec;
@@ -389,7 +522,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** The ports on the bridge of this one, but for itself. */
   #mates(spec: PortSpec): Entry[] {
-    return [...this.#ports.values()].filter(
+    if (this.#bondOf(spec.name)) return [];
+    return this.#bridged().filter(
       (other) => other.spec.name !== spec.name && bridgeOf(other.spec) === bridgeOf(spec),
     );
   }
@@ -407,7 +541,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** Takes it from those of a bridge that has no VLANs any more; nothing changes for others. */
   async #settleVlans(): Promise<void> {
-    const all = [...this.#ports.values()];
+    const all = this.#bridged();
     const aware = new Set(all.filter(({ spec }) => hasVlans(spec)).map(({ spec }) => bridgeOf(spec)));
     const changed = all.filter((entry) => becomeAware(entry, aware.has(bridgeOf(entry.spec))));
     this.#statics.refresh((spec) => this.#placeOf(spec));
@@ -417,7 +551,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** Tells the tables of groups what ports there are, and where those that were entered belong. */
   #refreshGroups(): void {
-    const ports = [...this.#ports.values()].map(({ slot, spec }) => ({
+    const ports = this.#bridged().map(({ slot, spec }) => ({
       slot,
       bridge: this.#bridges.index(spec.bridge),
       isRouter: spec.multicastRouter === 'always',
@@ -470,7 +604,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const addresses = new Map<string, number>();
     for (const { bridge } of this.fdb()) addresses.set(bridge, (addresses.get(bridge) ?? 0) + 1);
     return this.#bridges.list().map(({ name, ageing, snooping = false }) => {
-      const ports = [...this.#ports.values()].filter(({ spec }) => bridgeOf(spec) === name);
+      const ports = this.#bridged().filter(({ spec }) => bridgeOf(spec) === name);
       return {
         name,
         ageing: ageing ?? this.#options.ageing ?? AGEING,
@@ -552,26 +686,23 @@ export class Switch extends EventEmitter<SwitchEvents> {
         applied.failed.push({ port, error: (error as Error).message });
       }
     };
-    for (const name of found.remove) await attempt(name, applied.removed, () => this.removePort(name));
+    // What goes and what changes goes before anything comes: ports may change places. Bonds go before their members.
+    const gone: string[] = [];
+    const leaving = [...found.remove, ...found.change.map(({ name }) => name)].map(
+      (name) => before.get(name)!,
+    );
+    for (const { name } of bondsFirst(leaving))
+      await attempt(name, found.remove.includes(name) ? applied.removed : gone, () => this.removePort(name));
     for (const { name, change } of found.set)
       await attempt(name, applied.changed, () => this.setPort(name, change));
-    // What changes goes before anything comes: ports may change places.
-    const gone = new Set<string>();
-    for (const { name } of found.change) {
-      await this.removePort(name).then(
-        () => gone.add(name),
-        (error: Error) => applied.failed.push({ port: name, error: error.message }),
+    const coming = [...found.change.filter(({ name }) => gone.includes(name)), ...found.add];
+    for (const spec of bondsLast(coming))
+      await attempt(spec.name, gone.includes(spec.name) ? applied.changed : applied.added, () =>
+        this.addPort(spec),
       );
-    }
-    for (const spec of found.change) {
-      if (!gone.has(spec.name)) continue;
-      await attempt(spec.name, applied.changed, () => this.addPort(spec));
-    }
-    for (const spec of found.add) await attempt(spec.name, applied.added, () => this.addPort(spec));
-    for (const { port } of applied.failed) {
-      const spec = before.get(port);
+    for (const spec of bondsLast(applied.failed.flatMap(({ port }) => before.get(port) ?? []))) {
       // Its place may be taken by now; what failed is told already.
-      if (spec && !this.#ports.has(port)) await this.addPort(spec).catch(() => {});
+      if (!this.#ports.has(spec.name)) await this.addPort(spec).catch(() => {});
     }
     // Those of ports that went and came, and new ones.
     for (const spec of statics)
@@ -612,6 +743,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   /** Everything about one port. Throws a SwitchError, NO_SUCH_PORT. */
   port(name: string): PortDetail {
     const { port, rules, spec, slot } = this.#find(name);
+    const bond = this.#bondOf(name);
     const detail = port.detail();
     const struct = this.#structures.port(slot);
     return {
@@ -627,6 +759,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         : null,
       rules: rulesOf(spec),
       ...given('spanningTree', this.#rstp.port(name)),
+      ...(bond && { bond: bond.spec.name }),
     };
   }
 
@@ -794,6 +927,13 @@ export class Switch extends EventEmitter<SwitchEvents> {
   /** Where what is entered for a port belongs; `what` it is. Throws a SwitchError, NO_SUCH_PORT or BAD_SPEC. */
   #checkedPlace(spec: { port: string; vlan?: number }, what: string): Place {
     const entry = this.#find(spec.port);
+    const bond = this.#bondOf(spec.port)?.spec.name;
+    if (bond !== undefined)
+      throw new SwitchError(
+        'BAD_SPEC',
+        `port: expected none that is a member of ${bond}, found ${spec.port}: name ${bond}`,
+        'port',
+      );
     const place = this.#placeOf(spec);
     const told = (message: string) => new SwitchError('BAD_SPEC', `vlan: ${message}`, 'vlan');
     if (!place)
@@ -807,7 +947,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   #placeOf({ port, vlan }: { port: string; vlan?: number }): Place | undefined {
     const entry = this.#ports.get(port);
     const own = vlan ?? (entry?.vlanAware ? vlansOf(entry.spec).pvid : 0);
-    if (!entry || own === undefined) return undefined;
+    if (!entry || own === undefined || isMember(entry)) return undefined;
     return { slot: entry.slot, fid: (this.#bridges.index(entry.spec.bridge) << 12) | own };
   }
 
@@ -857,6 +997,21 @@ export class Switch extends EventEmitter<SwitchEvents> {
 /** A field that is there only with a value. */
 const given = <K extends string, V>(field: K, value: V | undefined) =>
   (value === undefined ? {} : { [field]: value }) as { [P in K]?: V };
+/** What a port's rules are made of. */
+const ruled = ({ spec, beside, vlanAware, spanned }: Entry): RuledPort => ({
+  ...spec,
+  ...beside,
+  vlanAware,
+  spanned,
+});
+
+const isMember = ({ beside }: Entry): boolean => beside.memberAt !== undefined;
+
+/** Bonds come after the ports that they are made of, and go before them. */
+const bondsLast = (ports: readonly PortSpec[]): PortSpec[] =>
+  [...ports].sort((a, b) => Number(a.type === 'bond') - Number(b.type === 'bond'));
+const bondsFirst = (ports: readonly PortSpec[]): PortSpec[] =>
+  [...ports].sort((a, b) => Number(b.type === 'bond') - Number(a.type === 'bond'));
 
 const sum = (drops: Record<string, number>) => Object.values(drops).reduce((all, count) => all + count, 0);
 
@@ -874,7 +1029,7 @@ const withRules = ({ port, rules }: Entry): PortStatus => {
 /** Has the data plane know that the port's bridge has VLANs, or has none; false: it knew. Throws ArenaFullError. */
 function becomeAware(entry: Entry, vlanAware: boolean): boolean {
   if (entry.vlanAware === vlanAware) return false;
-  entry.rules.write({ ...entry.spec, vlanAware, spanned: entry.spanned });
+  entry.rules.write({ ...ruled(entry), vlanAware });
   entry.vlanAware = vlanAware;
   return true;
 }
@@ -885,7 +1040,7 @@ const rulesOf = (spec: PortSpec) =>
     RULE_FIELDS.filter((field) => spec[field] !== undefined).map((field) => [field, spec[field]]),
   );
 
-function openPort(spec: PortSpec, context: PortContext): Port {
+function openPort(spec: PortSpec, context: PortContext & BondContext): Port {
   switch (spec.type) {
     case 'vhost-user':
       return new VhostUserPort(spec, context);
@@ -917,6 +1072,8 @@ function openPort(spec: PortSpec, context: PortContext): Port {
       return new KernelPort(spec, context, new UserEnd(spec, context));
     case 'patch':
       return new KernelPort(spec, context, new PatchEnd(spec, context.patches));
+    case 'bond':
+      return new BondPort(spec, context);
     case 'null':
       return new KernelPort(spec, context, new NullEnd());
   }

@@ -15,7 +15,7 @@ export type Role = 'server' | 'client';
  * the host's kernel that is made for it; `af-packet`: an interface of the host, such as a network card; `af-xdp`: the
  * same by AF_XDP; `stream`, `dgram`: a program that takes frames from a socket; `pcap`: a capture file; `vxlan`: a
  * tunnel to another host; `user`: what this user can reach, by passt; `patch`: the
- * patch port of that name on another bridge; `null`: nobody. docs/ports.md has a section on each.
+ * patch port of that name on another bridge; `bond`: what its members, other ports, lead to; `null`: nobody. docs/ports.md has a section on each.
  */
 export type PortType =
   | 'vhost-user'
@@ -29,6 +29,7 @@ export type PortType =
   | 'pcap'
   | 'user'
   | 'patch'
+  | 'bond'
   | 'null';
 
 /** A port as configured. */
@@ -36,7 +37,10 @@ export interface PortSpec {
   /** 1 to 63 characters of `A-Z a-z 0-9 _ . -`, the first a letter or digit; unique in the switch. */
   name: string;
   type: PortType;
-  /** Path of a unix socket, at most 107 bytes; name of a vDPA device or of an interface; of `user` and `null` empty. */
+  /**
+   * Path of a unix socket, at most 107 bytes; name of a vDPA device or of an interface; of a bond its members, such as
+   * `eth1+eth2`; of `user` and `null` empty.
+   */
   target: string;
   /** Of the socket; default `server`. */
   role?: Role;
@@ -58,8 +62,15 @@ export interface PortSpec {
   local?: string;
   /** Of `dgram`: the socket of the other side, a path or an address with its port; default: of who sends first. */
   remote?: string;
-  /** Of `pcap`: whether the file is played or written anew; default `read`. */
-  mode?: 'read' | 'write';
+  /**
+   * Of `pcap`: whether the file is played or written anew; default `read`. Of `bond`: one member carries everything
+   * (default), or all do by flow, to a neighbour that bundles its ports too.
+   */
+  mode?: 'read' | 'write' | 'active-backup' | 'balance';
+  /** Of `bond` with `active-backup`: the member that is active whenever its link is up; default: whichever is. */
+  primary?: string;
+  /** Of `bond` otherwise: what chooses a frame's member, addresses of stations or the flow; default `l3+4`. */
+  hash?: 'l2' | 'l3+4';
   /** Of `pcap`, to read: `recorded` (default), `fast`, or packets a second such as `1000pps`. */
   timing?: string;
   /** Of `pcap`, to read: how often the file is played, 0: for ever; default 1. */
@@ -436,7 +447,21 @@ export interface MemoryRegionStatus {
   reached: 'mapped' | 'windows' | 'copies';
 }
 
+/** A member of a bond. */
+export interface BondMemberStatus {
+  /** Name of the port. */
+  port: string;
+  link: 'up' | 'down';
+  /** Frames leave by it; frames from it count. */
+  sends: boolean;
+  receives: boolean;
+}
+
 export interface PortDetail extends PortStatus {
+  /** Of a bond. */
+  members?: BondMemberStatus[];
+  /** The bond that it is a member of. */
+  bond?: string;
   /** Of a port that is no guest: what there is to know of its other end, such as the state of an interface. */
   note?: string;
   /** What the guest was told to keep to; null where nobody told it anything. */

@@ -372,7 +372,9 @@ export class NetDevice implements VhostUserDevice {
   }
 
   announce(mac: bigint): Promise<void> {
-    return this.#workers.send(this.#slot, rarp(mac), 'from');
+    const bytes = Buffer.alloc(8);
+    bytes.writeBigUInt64LE(mac);
+    return this.#workers.send(this.#slot, rarp(bytes.subarray(0, 6)), 'from');
   }
 
   setLog(setup: LogSetup): Promise<void> {
