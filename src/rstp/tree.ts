@@ -56,6 +56,8 @@ export class Tree {
   topologyChanges = 0;
   sinceTopologyChange = 0;
   #changing = false;
+  /** Events whose effects MOST_ROUNDS have not seen the end of. */
+  unsettled = 0;
 
   constructor(settings: TreeSettings, effects: Effects) {
     this.#settings = settings;
@@ -147,9 +149,13 @@ export class Tree {
     port.operEdge = false;
     port.disputed = port.learn || port.forward;
     port.agreed = false;
+    const wait = () => {
+      port.fdWhile = port.edgeDelayWhile = this.rootTimes.maxAge;
+    };
+    wait();
     this.#run();
-    port.fdWhile = this.rootTimes.maxAge;
-    port.edgeDelayWhile = this.rootTimes.maxAge;
+    // The machines have set them by what they know.
+    wait();
   }
 
   /** A second has passed. */
@@ -160,7 +166,8 @@ export class Tree {
   }
 
   #run(): void {
-    for (let round = 0, moved = true; moved && round < MOST_ROUNDS; round++) {
+    let moved = true;
+    for (let round = 0; moved && round < MOST_ROUNDS; round++) {
       moved = this.#selectRoles();
       for (const port of this.ports) {
         // Each moves, whether or not another one has.
@@ -177,6 +184,7 @@ export class Tree {
         moved ||= moves.includes(true);
       }
     }
+    if (moved) this.unsettled++;
     this.#noteTopology();
   }
 

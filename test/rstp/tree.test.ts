@@ -1,6 +1,7 @@
 /** The state machines of RSTP among themselves: bridges that are joined anyhow find one tree, and another one after each cut. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { MIGRATE_TIME } from '../../src/rstp/port.ts';
 import { Network } from './network.ts';
 
 const SEEDS = Number(process.env.VIREO_MATRIX ? 2000 : 150);
@@ -36,4 +37,124 @@ test('any network comes to the tree of the standard, and to another after each c
   }
   assert.equal(loops, 0);
   assert.ok(slowest <= 10, `one took ${slowest} seconds`);
+});
+
+test('a bridge that goes, and comes back, with all its links', () => {
+  for (let seed = 1; seed <= 40; seed++) {
+    const network = new Network(seed);
+    const { random } = network;
+    const bridges = 3 + random.below(5);
+    for (let i = 0; i < bridges; i++) network.addBridge(32_768, i + 1);
+    for (let i = 1; i < bridges; i++) network.connect(random.below(i), i);
+    for (let i = 0; i < bridges; i++) network.connect(random.below(bridges), random.below(bridges));
+    try {
+      network.settle();
+      // The first one is the root, whose name goes on going round until it is too old.
+      const lost = network.cables.filter(({ ends }) => ends.some(({ bridge }) => bridge === 0));
+      for (const up of [false, true]) {
+        for (const cable of lost) network.set(cable, up);
+        network.settle();
+        network.check();
+      }
+    } catch (error) {
+      throw new Error(`seed ${seed}: ${(error as Error).message}`);
+    }
+  }
+});
+
+test('a cut tells the bridges that addresses have moved', () => {
+  const network = new Network(1);
+  for (let i = 0; i < 3; i++) network.addBridge();
+  const [first] = [network.connect(0, 1), network.connect(1, 2), network.connect(0, 2)];
+  network.settle();
+  network.flushes.clear();
+  network.set(first!, false);
+  network.settle();
+  network.check();
+  const { ends } = network.cables[2]!;
+  assert.ok(network.flushes.get(ends[1].port), 'what is behind bridge 1 is no longer behind the root');
+  // At the others no port has anybody else to tell (14.8.1.1.3).
+  assert.equal(network.trees[2]!.topologyChanges, 2);
+});
+
+test('a port that nobody answers at is an edge after 3 s; one that hears itself discards', () => {
+  const network = new Network(1);
+  network.addBridge();
+  const { ends } = network.connect(0, 0);
+  const [{ port }, { port: other }] = ends;
+  network.set(network.cables[0]!, false);
+  const tree = network.trees[0]!;
+  tree.setLink(port, true);
+  for (let second = 1; second <= MIGRATE_TIME; second++) {
+    assert.equal(port.forwarding, false);
+    tree.tick();
+  }
+  assert.ok(port.forwarding && port.operEdge);
+  assert.equal(other.role, 'disabled');
+  // What it sends comes back.
+  for (let second = 0; second < 100; second++) {
+    tree.receive(port, {
+      kind: 'rstp',
+      role: 'designated',
+      vector: port.designatedVector,
+      times: port.designatedTimes,
+      tc: false,
+      proposal: port.proposing,
+      learning: port.learning,
+      forwarding: port.forwarding,
+      agreement: false,
+    });
+    assert.ok(!port.forwarding && !port.learning, `it goes on in second ${second}`);
+    tree.tick();
+    tree.tick();
+  }
+  // And no more.
+  for (let second = 0; second < 30; second++) tree.tick();
+  assert.ok(port.forwarding);
+});
+
+test('whatever comes, the machines come to rest', () => {
+  for (let seed = 1; seed <= 20; seed++) {
+    const network = new Network(seed);
+    const { random } = network;
+    network.addBridge();
+    const tree = network.trees[0]!;
+    const ports = [1, 2, 3].map(() => network.connect(0, 0).ends[0].port);
+    const id = () => random.pick([tree.id, tree.id - 1n, tree.id + 1n, 0n, 0xffff_ffff_ffff_ffffn]);
+    const flag = () => random.below(2) === 1;
+    for (let i = 0; i < 1000; i++) {
+      const port = random.pick(ports);
+      const role = random.pick(['alternate', 'root', 'designated'] as const);
+      const times = {
+        messageAge: random.below(30),
+        maxAge: 6 + random.below(35),
+        helloTime: 1 + random.below(10),
+        forwardDelay: 4 + random.below(27),
+      };
+      const vector = {
+        root: id(),
+        cost: random.pick([0, 2000, 0xffff_ffff]),
+        bridge: id(),
+        port: random.pick(ports).id + random.below(2),
+      };
+      const content = { vector, times, tc: flag() };
+      const what = random.below(10);
+      if (what === 0) tree.setLink(port, flag());
+      else if (what === 1) tree.tick();
+      else if (what === 2) tree.receive(port, { kind: 'notification' });
+      else if (what === 3) tree.receive(port, { kind: 'stp', tcAck: flag(), ...content });
+      else
+        tree.receive(port, {
+          kind: 'rstp',
+          role,
+          proposal: flag(),
+          learning: flag(),
+          forwarding: flag(),
+          agreement: flag(),
+          ...content,
+        });
+      assert.equal(tree.unsettled, 0, `seed ${seed}, event ${i}`);
+      assert.ok(tree.ports.size === 6 && [...tree.ports].filter(({ role }) => role === 'root').length <= 1);
+    }
+  }
 });
