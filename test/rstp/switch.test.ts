@@ -2,8 +2,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { BridgeSpec, PortSpec, Switch } from '../../src/index.ts';
+import { type Bpdu, isBpdu, writeBpdu } from '../../src/rstp/bpdu.ts';
+import { bridgeId, formatBridgeId } from '../../src/rstp/priority.ts';
 import { lab } from '../rules/lab.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { Random } from '../support/random.ts';
 import { until } from '../support/until.ts';
 
 const hello = frame(BROADCAST, mac(1));
@@ -64,4 +67,125 @@ test('two bridges with two cables: one is blocked, and takes over', async (t) =>
   await vswitch.removePort('x1');
   await until(() => stateOf(vswitch, 'y2') === 'root forwarding', 'the alternate port is the root port');
   await got();
+});
+
+/** What a bridge sends that takes itself to be the root. */
+const claim = (vswitch: Switch, priority: number, more: Partial<Extract<Bpdu, { kind: 'rstp' }>> = {}) => {
+  const id = bridgeId(priority, '02:00:00:00:09:00');
+  const { root } = vswitch.bridge('default').spanningTree!;
+  assert.notEqual(formatBridgeId(id), root);
+  return writeBpdu(
+    {
+      kind: 'rstp',
+      role: 'designated',
+      vector: { root: id, cost: 0, bridge: id, port: 0x8001 },
+      times: { messageAge: 0, maxAge: 20, helloTime: 2, forwardDelay: 15 },
+      tc: false,
+      proposal: true,
+      learning: false,
+      forwarding: false,
+      agreement: false,
+      ...more,
+    },
+    mac(9),
+  );
+};
+
+/** A lab that leaves BPDUs out of what guests get. */
+async function calmLab(...given: Parameters<typeof lab>) {
+  const found = await lab(...given);
+  return {
+    ...found,
+    async exchange(from: string, ...frames: Buffer[]): Promise<Record<string, Buffer[]>> {
+      const got = Object.entries(await found.exchange(from, ...frames));
+      return Object.fromEntries(got.map(([name, came]) => [name, came.filter((one) => !isBpdu(one))]));
+    },
+  };
+}
+
+const inTree = { bridges: [{ name: 'default', rstp: true }] };
+
+test('a guest with a BPDU is shut by its guard, and nobody else notices', async (t) => {
+  const { vswitch, guests, exchange } = await calmLab(
+    t,
+    { a: { edge: true, bpduGuard: true }, b: { edge: true }, c: { edge: true } },
+    inTree,
+  );
+  const errors: string[] = [];
+  vswitch.on('portError', ({ port, error }) => errors.push(`${port}: ${error}`));
+  assert.deepEqual(await exchange('a', hello), { b: [hello], c: [hello] });
+  guests.a!.send(claim(vswitch, 0));
+  await until(() => vswitch.port('a').spanningTree!.shut, 'the port is shut');
+  assert.deepEqual(errors, ['a: bpduGuard: a bridge is behind the port, which is shut']);
+  assert.equal(stateOf(vswitch, 'a'), 'disabled discarding');
+  assert.equal(vswitch.bridge('default').spanningTree!.rootPort, null);
+  assert.deepEqual(await exchange('a', hello), { b: [], c: [] });
+  const other = frame(BROADCAST, mac(2));
+  assert.deepEqual((await exchange('b', other)).c, [other]);
+  await vswitch.setPort('a', { bpduGuard: null });
+  assert.deepEqual(await exchange('a', hello), { b: [hello], c: [hello] });
+});
+
+test('without a guard it is the root, its neighbour is asked to agree, and a link that goes is out at once', async (t) => {
+  const { vswitch, guests, exchange } = await calmLab(t, { a: {}, b: {}, c: { rstp: false } }, inTree);
+  guests.a!.send(claim(vswitch, 0));
+  await until(() => stateOf(vswitch, 'a') === 'root forwarding', 'it is the root');
+  assert.equal(vswitch.bridge('default').spanningTree!.root, '0000.020000000900');
+  // What a port without RSTP sends to bridges goes nowhere.
+  assert.deepEqual((await exchange('c', claim(vswitch, 4096), hello)).a, [hello]);
+  assert.equal(vswitch.port('c').drops.reservedAddress, 1);
+  assert.equal(vswitch.port('c').spanningTree, undefined);
+  await guests.a!.close();
+  delete guests.a;
+  await until(() => stateOf(vswitch, 'a') === 'disabled discarding', 'it is gone');
+  assert.equal(vswitch.bridge('default').spanningTree!.rootPort, null);
+  await vswitch.setBridge('default', { rstp: null });
+  assert.equal(vswitch.bridge('default').spanningTree, undefined);
+  assert.deepEqual((await exchange('c', hello)).b, [hello]);
+});
+
+test('what is wrong is counted, and a flood is bounded', async (t) => {
+  const { vswitch, guests, exchange } = await calmLab(
+    t,
+    { a: {}, b: { edge: true }, c: { edge: true } },
+    inTree,
+  );
+  const random = new Random(5);
+  const good = claim(vswitch, 61_440);
+  for (let i = 0; i < 1000; i++) {
+    const bytes = Buffer.from(good.subarray(0, 20 + random.below(41)));
+    for (let n = random.below(8); n > 0; n--) bytes[12 + random.below(bytes.length - 12)] = random.below(256);
+    await until(() => guests.a!.send(bytes), 'the ring takes a frame');
+  }
+  await until(() => guests.a!.pending() === 0, 'the switch has done with it');
+  const counted = () => {
+    const { drops, spanningTree } = vswitch.port('a');
+    return (drops.badBpdu ?? 0) + (drops.protocolOverflow ?? 0) + spanningTree!.received;
+  };
+  await until(() => counted() === 1000, 'all are counted');
+  assert.ok(vswitch.port('a').drops.badBpdu! > 0 && vswitch.port('a').drops.protocolOverflow! > 0);
+  assert.deepEqual((await exchange('b', hello)).c, [hello]);
+});
+
+test('settings that are wrong are refused by name', async (t) => {
+  const { vswitch } = await calmLab(t, { a: {} });
+  const bridge = (change: object, words: RegExp) =>
+    assert.rejects(vswitch.setBridge('default', change), words);
+  await bridge({ rstp: 1 }, /^SwitchError: rstp: expected true or false, found 1/);
+  await bridge({ priority: 100 }, /priority: expected a multiple of 4096 from 0 to 61440, found 100/);
+  await bridge({ maxAge: 5 }, /maxAge: expected a whole number of seconds from 6 to 40, found 5/);
+  await bridge(
+    { maxAge: 40 },
+    /maxAge: expected a forwardDelay of at least maxAge \/ 2 \+ 1, 21 s, found 15/,
+  );
+  await bridge(
+    { forwardDelay: 4 },
+    /forwardDelay: expected a forwardDelay of at least maxAge \/ 2 \+ 1, 11 s, found 4/,
+  );
+  await bridge({ rstp: true, reserved: 'pass' }, /reserved: expected none beside rstp=true/);
+  const port = (change: object, words: RegExp) => assert.rejects(vswitch.setPort('a', change), words);
+  await port({ edge: 'yes' }, /edge: expected "auto", true or false, found "yes"/);
+  await port({ portPriority: 8 }, /portPriority: expected a multiple of 16 from 0 to 240, found 8/);
+  await port({ rstp: false, bpduGuard: true }, /bpduGuard: expected none beside rstp=false/);
+  assert.equal(vswitch.bridge('default').spanningTree, undefined);
 });
