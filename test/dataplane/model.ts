@@ -45,6 +45,15 @@ export class Fault {
   }
 }
 
+/**
+ * Do any of these bytes lie in the guest's own rings? What then comes first, a frame or an entry of a ring, nobody
+ * has promised.
+ */
+export function inRings({ rx, free }: PlanePort, pieces: Chain['pieces']): boolean {
+  const begin = rx.ring.desc;
+  return pieces.some(({ address, length }) => address < free && address + BigInt(length) > begin);
+}
+
 interface Chain {
   /** Guest addresses of its bytes, pieces as they lie in memory. */
   pieces: { address: bigint; length: number }[];
@@ -66,10 +75,14 @@ export class ModelRing {
   lastAvail: number;
   usedIdx: number;
   fault: Fault | undefined;
+  /** A frame was written into the guest's own rings: from then on the model knows nothing. */
+  tangled = false;
   readonly drops: Record<string, number> = {};
+  readonly #port: PlanePort;
 
   constructor(port: PlanePort, which: 'rx' | 'tx', image: Buffer) {
     const { ring, vring } = port[which];
+    this.#port = port;
     this.#memory = port.memory;
     this.#ring = ring;
     this.#image = image;
@@ -243,6 +256,7 @@ export class ModelRing {
       if (chain.length === 0 || (heads.length === 0 && chain.length < this.#headerLength))
         throw new Fault('noRoom', chain.length);
       pieces.push(...chain.pieces);
+      this.tangled ||= inRings(this.#port, chain.pieces);
       total += chain.length;
       heads.push({ head, length: chain.length });
     }

@@ -3,7 +3,7 @@
  * 5.1.6) as model.ts is for the split one: the oracle for packed rings written by hand.
  */
 import { type GuestMemory, type GuestRing, IN_ORDER, INDIRECT, MAX_FRAME, MERGEABLE, NEXT, type PlanePort, TABLE, WRITE } from '../support/plane.ts'; // biome-ignore format: an import
-import { Fault } from './model.ts';
+import { Fault, inRings } from './model.ts';
 
 /** Descriptor flags (2.8.1). */
 export const AVAIL = 0x80;
@@ -39,10 +39,14 @@ export class PackedModelRing {
   lastAvail: number;
   usedIdx: number;
   fault: Fault | undefined;
+  /** A frame was written into the guest's own rings: from then on the model knows nothing. */
+  tangled = false;
   readonly drops: Record<string, number> = {};
+  readonly #port: PlanePort;
 
   constructor(port: PlanePort, which: 'rx' | 'tx', image: Buffer) {
     const { ring, vring } = port[which];
+    this.#port = port;
     this.#memory = port.memory;
     this.#ring = ring;
     this.#image = image;
@@ -238,6 +242,7 @@ export class PackedModelRing {
       if (buffer.length === 0 || (buffers.length === 0 && buffer.length < this.#headerLength))
         throw new Fault('noRoom', buffer.length);
       buffers.push({ ...buffer, position });
+      this.tangled ||= inRings(this.#port, buffer.pieces);
       total += buffer.length;
       slots += buffer.slots;
       position = this.#advance(position, buffer.slots);
