@@ -32,6 +32,7 @@ export const vhostRequests = {
   VHOST_VDPA_GET_VRING_NUM: request('read', 0x76, 2),
   VHOST_VDPA_SET_CONFIG_CALL: request('write', 0x77, 4),
   VHOST_VDPA_GET_IOVA_RANGE: request('read', 0x78, 16),
+  VHOST_VDPA_GET_VQS_COUNT: request('read', 0x80, 4),
 } as const;
 
 export type VhostRequest = keyof typeof vhostRequests;

@@ -48,6 +48,9 @@ export class ControlQueue {
   #last: Promise<unknown> = Promise.resolve();
   /** A command had no answer in time: one that comes late would be taken for another's. */
   #late = false;
+  /** Counts connections, and the end of the last: a command ends with its own. */
+  #connection = 0;
+  #closed = false;
 
   /** Over CONTROL_ROOM bytes of the arena at `at`, a multiple of 4096. `timeout` in milliseconds for a command. @internal */
   constructor(arena: Arena, at: number, packed: boolean, timeout: number) {
@@ -65,6 +68,7 @@ export class ControlQueue {
     this.#arena.u8.fill(0, this.#at, this.#at + COMMAND);
     this.#given = 0;
     this.#late = false;
+    this.#connection++;
     if (this.#packed) this.#view.setUint32(this.#at + at.avail, EVENT_DISABLE, true);
     else this.#view.setUint16(this.#at + at.avail, NO_INTERRUPT, true);
     const user = (offset: number) => this.#arena.base + BigInt(this.#at + offset);
@@ -139,6 +143,8 @@ export class ControlQueue {
 
   async #execute(command: Uint8Array): Promise<void> {
     const name = `command ${command[0]}.${command[1]}`;
+    // The room may be another device's by now.
+    if (this.#closed) throw new VirtioUserError('CLOSED', `${name}: this virtio-user device is closed`);
     if (command.length > MAX_COMMAND)
       throw new VirtioUserError('BACKEND', `${name} has ${command.length} bytes, at most ${MAX_COMMAND} fit`);
     if (this.#late) throw new VirtioUserError('BACKEND', `${name}: an earlier command was never answered`);
@@ -147,10 +153,15 @@ export class ControlQueue {
     const used = this.#packed ? this.#postPacked(command.length) : this.#postSplit(command.length);
     this.#given++;
     signal(this.kickFd);
-    for (const until = performance.now() + this.#timeout; !used(); await sleep(1)) {
-      if (performance.now() <= until) continue;
-      this.#late = true;
-      throw new VirtioUserError('BACKEND', `${name}: no answer within ${this.#timeout} ms`);
+    const connection = this.#connection;
+    for (const until = performance.now() + this.#timeout; !used(); ) {
+      if (performance.now() > until) {
+        this.#late = true;
+        throw new VirtioUserError('BACKEND', `${name}: no answer within ${this.#timeout} ms`);
+      }
+      await sleep(1);
+      if (connection !== this.#connection)
+        throw new VirtioUserError('BACKEND', `${name}: the connection ended before the answer`);
     }
     const answer = this.#arena.u8[this.#at + ANSWER];
     if (answer !== OK) throw new VirtioUserError('BACKEND', `${name}: the back-end says no (${answer})`);
@@ -191,6 +202,8 @@ export class ControlQueue {
 
   /** @internal */
   close(): void {
+    this.#closed = true;
+    this.#connection++;
     closeFd(this.kickFd);
     closeFd(this.callFd);
   }

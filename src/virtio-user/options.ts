@@ -3,6 +3,7 @@ import { isInterfaceName } from '../sys/index.ts';
 import { features } from '../virtio/features.ts';
 import { VirtioUserError } from './errors.ts';
 import { VHOST_NET } from './vhost-net.ts';
+import { VHOST_VDPA } from './vhost-vdpa.ts';
 
 /** Everything that the driver can make use of, but for packed rings, which are asked for. */
 export const DRIVER_FEATURES =
@@ -73,7 +74,10 @@ export interface VirtioUserOptions {
    * (see `send` and `received`); default false.
    */
   offloads?: boolean;
-  /** Asks for the control queue, where the back-end owns it (see `control` of the device); default false. */
+  /**
+   * Asks for the control queue, where the back-end owns it (see `control` of the device); default false, and true
+   * for several queues of a vDPA device, which take one.
+   */
   control?: boolean;
   /** Feature bits to ask for; default: all that the driver knows. */
   features?: bigint;
@@ -142,7 +146,7 @@ export function settle(options: VirtioUserOptions): Settings {
   if (packed) wanted |= features.VIRTIO_F_RING_PACKED;
   if (offloads) wanted |= DRIVER_OFFLOADS;
   if (queues > 1) wanted |= features.VIRTIO_NET_F_MQ;
-  const { control = false } = options;
+  const control = options.control || (queues > 1 && path.startsWith(VHOST_VDPA));
   if (control) wanted |= DRIVER_CONTROL;
   if (control && segmentLength <= HASH_HEADER)
     throw new VirtioUserError(

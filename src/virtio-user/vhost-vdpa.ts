@@ -4,13 +4,19 @@
  *
  * The device reaches memory by I/O virtual addresses only; ours are the addresses of this process. A request is
  * answered when the device has answered, which may be another process, or this one.
+ *
+ * The control queue is a ring like others. A device that puts it into a group of its own (VHOST_VDPA_GET_VRING_GROUP)
+ * has all groups in address space 0 after a reset, where our memory is, and they stay there: another one would hide
+ * the queue from a guest behind this program, and there is none.
  */
-import { closeFd, drain, EPOLLIN, eventfd, type Poller } from '../sys/index.ts';
+import { closeFd, drain, EPOLLIN, eventfd, isSystemError, type Poller, SystemError } from '../sys/index.ts';
 import { VhostFile, view } from '../vhost/kernel.ts';
 import { encodeU64 } from '../vhost/messages.ts';
+import { controlQueueIndex } from '../virtio/control-queue.ts';
 import { featureNames, features } from '../virtio/features.ts';
 import { decodeNetConfig, NET_CONFIG_LENGTH } from '../virtio/net-config.ts';
 import { deviceStatus, statusNames } from '../virtio/status.ts';
+import { VirtioUserError } from './errors.ts';
 import type {
   Agreement,
   DeviceConfig,
@@ -23,6 +29,8 @@ import type {
 export const VHOST_VDPA = '/dev/vhost-vdpa';
 
 const { ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK } = deviceStatus;
+/** What a device with several queue pairs offers (5.1.3.1). */
+const SEVERAL = features.VIRTIO_NET_F_MQ | features.VIRTIO_NET_F_CTRL_VQ;
 /** virtio 1.3, 5: the network device. */
 const NETWORK = 1;
 
@@ -52,6 +60,8 @@ const ADVICE = {
 export interface VhostVdpaOptions extends TransportEvents {
   /** `/dev/vhost-vdpa-0` */
   path: string;
+  /** Queue pairs that are to be used. */
+  queues: number;
   /** Milliseconds to wait for each answer. */
   timeout: number;
   poller: Poller;
@@ -90,9 +100,10 @@ export class VhostVdpaTransport implements Transport {
     await this.#setStatus(ACKNOWLEDGE);
     await this.#setStatus(ACKNOWLEDGE | DRIVER);
     const offered = await device.features();
-    // Addresses go through translations here, whether the driver cares or not. Several queues take a control queue.
-    const able = (wanted | features.VIRTIO_F_ACCESS_PLATFORM) & ~features.VIRTIO_NET_F_MQ;
-    this.#agreed = offered & able;
+    // Addresses go through translations here, whether the driver cares or not.
+    this.#agreed = offered & (wanted | features.VIRTIO_F_ACCESS_PLATFORM);
+    // 5.1.3.1: without commands, nobody could say how many pairs are in use.
+    if ((this.#agreed & features.VIRTIO_NET_F_CTRL_VQ) === 0n) this.#agreed &= ~features.VIRTIO_NET_F_MQ;
     await device.setFeatures(this.#agreed);
     await this.#setStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK);
 
@@ -106,7 +117,40 @@ export class VhostVdpaTransport implements Transport {
     await device.call('VHOST_SET_BACKEND_FEATURES', encodeU64(known));
     this.#batch = (known & VHOST_BACKEND_F_IOTLB_BATCH) !== 0n;
     await this.#watchConfig();
-    return { features: this.#agreed, queuePairs: 1, inflight: false };
+    return { features: this.#agreed, queuePairs: await this.#pairs(offered), inflight: false };
+  }
+
+  /** Queue pairs of the device. Rejects where it has fewer than are to be used, and says what lacks. */
+  async #pairs(offered: bigint): Promise<number> {
+    const { path, queues } = this.#options;
+    // The field is there with either feature (5.1.4), and says where the control queue is.
+    const told = this.#agreed & (features.VIRTIO_NET_F_MQ | features.VIRTIO_NET_F_RSS);
+    const pairs = told === 0n ? 1 : (await this.config()).pairs;
+    if (pairs < queues) {
+      const lacking = featureNames(SEVERAL & ~offered).join(' and ');
+      const why = lacking ? `without ${lacking}` : '"vdpa dev add" with "max_vqp" may give it more';
+      throw new VirtioUserError('BACKEND', `queues ${queues}: ${path} has ${pairs} at most, ${why}`);
+    }
+    const control = this.#agreed & features.VIRTIO_NET_F_CTRL_VQ;
+    const needed = control ? controlQueueIndex(this.#agreed, pairs) + 1 : 2 * queues;
+    const rings = await this.#rings();
+    if (rings < needed)
+      throw new VirtioUserError(
+        'BACKEND',
+        `${path}: the device says that it has ${pairs} pairs of queues, which take ${needed} rings with the control queue, but the kernel knows of ${rings}; with queues: 1 it takes fewer`,
+      );
+    return pairs;
+  }
+
+  /** Rings that the kernel knows of, which says so since Linux 6.2; before, one that isn't there is refused later. */
+  async #rings(): Promise<number> {
+    try {
+      const count = await this.#device.call('VHOST_VDPA_GET_VQS_COUNT', new Uint8Array(4));
+      return view(count).getUint32(0, true);
+    } catch (error) {
+      if (isSystemError(error, 'ENOTTY')) return Number.POSITIVE_INFINITY;
+      throw error;
+    }
   }
 
   async config(): Promise<DeviceConfig> {
@@ -132,9 +176,16 @@ export class VhostVdpaTransport implements Transport {
       throw new Error(
         `${this.#options.path}: the device reaches addresses from 0x${first.toString(16)} to 0x${last.toString(16)}, and our memory is at 0x${address.toString(16)}`,
       );
-    if (this.#batch) await this.#iotlb(VHOST_IOTLB_BATCH_BEGIN);
-    await this.#iotlb(VHOST_IOTLB_UPDATE, address, BigInt(length));
-    if (this.#batch) await this.#iotlb(VHOST_IOTLB_BATCH_END);
+    try {
+      if (this.#batch) await this.#iotlb(VHOST_IOTLB_BATCH_BEGIN);
+      await this.#iotlb(VHOST_IOTLB_UPDATE, address, BigInt(length));
+      if (this.#batch) await this.#iotlb(VHOST_IOTLB_BATCH_END);
+    } catch (error) {
+      // Whatever the reason is, the kernel says EFAULT; memory that a device reaches by a real IOMMU is locked.
+      if (!isSystemError(error, 'EFAULT')) throw error;
+      const advice = `the kernel refuses to map memory for the device: ${length >>> 10} KiB of rings and buffers may be above the limit of locked memory; raise it ("ulimit -l", LimitMEMLOCK= of systemd), or use fewer queues or a smaller queueSize`;
+      throw new SystemError(error.call, error.code, this.#options.path, advice);
+    }
   }
 
   async setRing(index: number, place: RingPlace): Promise<void> {
@@ -156,8 +207,14 @@ export class VhostVdpaTransport implements Transport {
     await this.#device.setEvents(index, fds);
   }
 
+  /** A driver must not take this back (4.1.4.3.2); what it can say is how many pairs are in use. */
   async enableRing(index: number, enabled: boolean): Promise<void> {
-    await this.#device.ring('VHOST_VDPA_SET_VRING_ENABLE', index, enabled ? 1 : 0);
+    if (!enabled)
+      throw new VirtioUserError(
+        'BACKEND',
+        `${this.#options.path}: a queue of a vDPA device can't be disabled; with several, control.setPairs(n) leaves the first n pairs in use`,
+      );
+    await this.#device.ring('VHOST_VDPA_SET_VRING_ENABLE', index, 1);
   }
 
   async ready(): Promise<void> {

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { existsSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync } from 'node:fs';
 import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { createSwitch, type Switch } from '../../src/index.ts';
@@ -15,8 +15,8 @@ import { mac } from '../support/ethernet.ts';
 import { numbered } from '../support/raw-guest.ts';
 import { sh, start } from './shell.ts';
 import { receive } from './stack.ts';
+import { addDevice } from './vdpa.ts';
 
-const BUS = '/sys/bus/vdpa';
 const ADDRESS = '52:54:00:00:00:07';
 let path: string;
 
@@ -34,15 +34,7 @@ let vswitch: Switch;
 
 before(async () => {
   vswitch = await makeSwitch();
-  const { output, status } = await start('vdpa dev add name vdpa0 mgmtdev vduse');
-  assert.equal(status, 0, output);
-  const device = `${BUS}/devices/vdpa0`;
-  // Whichever driver came first has it.
-  if (existsSync(`${device}/driver`) && !readlinkSync(`${device}/driver`).endsWith('/vhost_vdpa')) {
-    writeFileSync(`${device}/driver/unbind`, 'vdpa0');
-    writeFileSync(`${BUS}/drivers/vhost_vdpa/bind`, 'vdpa0');
-  }
-  path = `/dev/${readdirSync(device).find((name) => name.startsWith('vhost-vdpa-'))}`;
+  path = await addDevice('vdpa0', 'vduse');
 });
 
 for (const packed of [false, true]) {
@@ -81,6 +73,10 @@ test('what a device is not, and who may not have it, is said with what to do', a
   {
     await using device = await open();
     assert.equal(device.queues, 1);
+    await assert.rejects(device.enable(0, false), {
+      code: 'BACKEND',
+      message: /^\/dev\/vhost-vdpa-\d: a queue of a vDPA device can't be disabled/,
+    });
     const before = openFds();
     await assert.rejects(open(), {
       code: 'NO_BACKEND',
@@ -89,7 +85,10 @@ test('what a device is not, and who may not have it, is said with what to do', a
     assert.equal(openFds(), before);
   }
   const before = openFds();
-  await assert.rejects(open({ queues: 2 }), { message: 'queues 2: the back-end has 1 at most' });
+  await assert.rejects(open({ queues: 2 }), {
+    code: 'BACKEND',
+    message: `queues 2: ${path} has 1 at most, without VIRTIO_NET_F_CTRL_VQ and VIRTIO_NET_F_MQ`,
+  });
   await assert.rejects(
     open({ queueSize: 4096 }),
     /^VirtioUserError: queueSize 4096: the rings of .* have 1024 at most$/,
@@ -107,6 +106,23 @@ test('what a device is not, and who may not have it, is said with what to do', a
     run.stdout + run.stderr,
     /^open\(.*\): EACCES, permission denied: give it a group with a udev rule/,
   );
+});
+
+test('who may not make a VDUSE device is told what it takes', async () => {
+  const refused = async (message: RegExp) => {
+    process.seteuid!(65534);
+    try {
+      await assert.rejects(vswitch.addPort({ name: 'k', type: 'vduse', target: 'vdpa9' }), { message });
+    } finally {
+      process.seteuid!(0);
+    }
+  };
+  await refused(
+    /^port k: no permission for \/dev\/vduse\/control: run as root, or give this user access to it$/,
+  );
+  chmodSync('/dev/vduse/control', 0o666);
+  await refused(/^port k: a VDUSE network device takes the right CAP_NET_ADMIN: run as root$/);
+  chmodSync('/dev/vduse/control', 0o600);
 });
 
 test('a device that nobody answers for is given up in time, and works again when somebody does', async () => {

@@ -20,6 +20,7 @@ import {
 import * as m from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
+import { VirtioUserError } from '../../src/virtio-user/errors.ts';
 import { DRIVER_FEATURES, type VirtioUserOptions } from '../../src/virtio-user/options.ts';
 import { until } from '../support/until.ts';
 import { RawEnd } from '../vhost/harness.ts';
@@ -291,6 +292,60 @@ describe('a back-end that starts, and then lies in the rings', () => {
           await device.close();
         },
       );
+    });
+  }
+});
+
+describe('a back-end that takes commands', () => {
+  const lies: [string, RegExp, (used: (index: number) => void, answer: (byte: number) => void) => void][] = [
+    ['says nothing', /command 2\.0: no answer within 300 ms/, () => {}],
+    ['counts on', /command 2\.0: no answer within 300 ms/, (used) => used(7)],
+    ['counts back', /command 2\.0: no answer within 300 ms/, (used) => used(65535)],
+    ['says that it is done, and writes nothing', /command 2\.0: the back-end says no \(238\)/, (used) => used(1)],
+    ['answers what there is not', /command 2\.0: the back-end says no \(119\)/, (used, answer) => { answer(119); used(1); }],
+  ]; // biome-ignore format: a table
+  for (const [name, says, act] of lies) {
+    test(`${name}: the command fails, the frames go on`, async () => {
+      let base = 0n;
+      let ring = { desc: 0, used: 0 };
+      const lie: Lie = (end, { request, payload }) => {
+        const words = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
+        // A region's guest address is the third field of the table; a ring's addresses follow its index and flags.
+        if (request === R.SET_MEM_TABLE) base = words.getBigUint64(8, true);
+        if (request === R.SET_VRING_ADDR && words.getUint32(0, true) === 2) {
+          const at = (offset: number) => Number(words.getBigUint64(offset, true) - base);
+          ring = { desc: at(8), used: at(16) };
+        }
+        if (request !== R.GET_FEATURES) return false;
+        const offered = (FEATURES & ~features.VIRTIO_F_RING_PACKED) | features.VIRTIO_NET_F_CTRL_VQ;
+        end.message(request, m.encodeU64(offered), { flags: m.FLAG_REPLY });
+        return true;
+      };
+      await against(lie, { control: true }, async (open, memory) => {
+        const device = await open;
+        const used = (index: number) => {
+          const bytes = Buffer.from([index & 255, index >> 8]);
+          writeSync(memory(), bytes, 0, 2, ring.used + 2);
+        };
+        const answer = (byte: number) => {
+          const bytes = Buffer.alloc(8);
+          readSync(memory(), bytes, 0, 8, ring.desc + 16);
+          writeSync(memory(), Buffer.of(byte), 0, 1, Number(bytes.readBigUInt64LE() - base));
+        };
+        const command = device.control!.setVlan(7, true);
+        // A turn later it lies in the ring.
+        await sleep(1);
+        act(used, answer);
+        await assert.rejects(command, says);
+        if (says.source.includes('no answer'))
+          await assert.rejects(device.control!.setVlan(8, true), /an earlier command was never answered/);
+        assert.equal(device.send(frame), true);
+        const control = device.control!;
+        const waiting = assert.rejects(control.setVlan(9, true), VirtioUserError);
+        await device.close();
+        await waiting;
+        await assert.rejects(control.setVlan(9, true), { code: 'CLOSED' });
+      });
     });
   }
 });

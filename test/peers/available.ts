@@ -4,7 +4,7 @@
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { DEVICES_GUEST, GUEST, type Recipe, recipeHash } from './guest-recipe.ts';
+import { DEVICES_GUEST, GUEST, type Recipe, recipeHash, VDPA_GUEST } from './guest-recipe.ts';
 
 export type Peer =
   | 'hugepages'
@@ -14,6 +14,7 @@ export type Peer =
   | 'genericQemu'
   | 'guestKernel'
   | 'kernelDevices'
+  | 'vdpaDevices'
   | 'libvirtSchema'
   | 'passt'
   | 'tshark';
@@ -45,6 +46,7 @@ export class GuestImage {
 
 export const guestImage = new GuestImage(GUEST);
 export const devicesImage = new GuestImage(DEVICES_GUEST);
+export const vdpaImage = new GuestImage(VDPA_GUEST);
 /** What libvirt checks domains against, by libvirt-schema.ts. */
 export const libvirtSchema = join(cache, 'libvirt-schemas/domain.rng');
 export const ovsVswitchd = '/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk';
@@ -109,6 +111,10 @@ export function peers(): Record<Peer, true | string> {
     kernelDevices: need(
       devicesImage.built,
       'the guest kernel with vhost-net, vDPA and VDUSE is not there: run "node dist/test/peers/setup.js" where apt-get can download from Debian',
+    ),
+    vdpaDevices: need(
+      vdpaImage.built,
+      'the guest kernel with vDPA devices is not there: run "node dist/test/peers/setup.js" where apt-get can download Linux 6.12 from Debian, and gcc and make are installed',
     ),
     libvirtSchema: need(
       existsSync(libvirtSchema) && which('xmllint'),

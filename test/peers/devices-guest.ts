@@ -44,6 +44,6 @@ export function node(program: string): string {
  */
 export async function runInGuest(t: TestContext, guest: LinuxGuest, file: string): Promise<void> {
   const { output, status } = await guest.run(node(`--test-reporter=spec ${file}`), 500_000);
-  for (const [line] of output.matchAll(/^[✔✖].*$/gm)) t.diagnostic(line);
+  for (const [line] of output.matchAll(/^\s*[✔✖].*$/gm)) t.diagnostic(line);
   if (status !== 0 || !/^ℹ pass [1-9]/m.test(output)) throw new Error(`${file} in the guest:\n${output}`);
 }

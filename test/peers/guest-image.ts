@@ -3,7 +3,7 @@
  * init that obeys a serial console (guest-recipe.ts). Nothing is installed and no root is needed: packages are
  * downloaded and unpacked.
  */
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import {
   copyFileSync,
   existsSync,
@@ -19,17 +19,19 @@ import { basename, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { cache, type GuestImage } from './available.ts';
 import type { Recipe } from './guest-recipe.ts';
+import { buildModules } from './kernel-modules.ts';
 import { openSuites, unpack } from './packages.ts';
 
 /** Downloads the packages and builds the image. Throws with apt's own words when it can't. */
 export function buildImage(target: GuestImage): void {
-  const { suite, modules, programs, libraries, init } = target.recipe;
+  const { suite, kernel: series, sources = [], modules, programs, libraries, init } = target.recipe;
   mkdirSync(cache, { recursive: true });
   const work = mkdtempSync(join(cache, 'build-'));
   try {
     const options = suite === undefined ? [] : openSuites([suite], work);
     const packages = programs.map(([name, , from = name]) => from);
-    unpack([...kernelPackages(options), 'busybox-static', ...packages, ...libraries], work, options);
+    const kernels = kernelPackages(options, series);
+    unpack([...kernels, 'busybox-static', ...packages, ...libraries], work, options);
     const kernel = readdirSync(join(work, 'boot')).find((name) => name.startsWith('vmlinuz-'));
     if (kernel === undefined) throw new Error('the kernel package has no boot/vmlinuz-*');
     const tree = join(work, 'initramfs');
@@ -40,7 +42,12 @@ export function buildImage(target: GuestImage): void {
     copyFileSync(busybox, join(tree, 'bin/busybox'));
     copyPrograms(work, tree, programs);
     writeFileSync(join(tree, 'init'), init, { mode: 0o755 });
-    const order = copyModules(work, busybox, modules, join(tree, 'modules'));
+    const folders = [find(work, 'lib/modules')];
+    if (sources.length > 0) {
+      folders.push(join(work, 'built'));
+      buildModules(kernels[0]!, sources, folders[1]!, options);
+    }
+    const order = copyModules(folders, busybox, modules, join(tree, 'modules'));
     writeFileSync(join(tree, 'modules/order'), order.join('\n'));
 
     const files = execFileSync('find', ['.'], { cwd: tree });
@@ -88,25 +95,27 @@ function copyPrograms(work: string, tree: string, programs: Recipe['programs']):
   }
 }
 
-/** What Debian's (or Ubuntu's) newest kernel is called today; `options` are apt's. */
-function kernelPackages(options: string[]): string[] {
-  for (const meta of ['linux-image-amd64', 'linux-image-virtual']) {
-    const text = execFileSync('apt-cache', [...options, 'depends', '--important', meta], {
-      stdio: ['ignore', 'pipe', 'ignore'],
-    });
-    const names = [...text.toString().matchAll(/Depends: (linux-(?:image|modules)-\d\S+)/g)];
+/** What Debian's (or Ubuntu's) newest kernel, or that of a series such as 6.12, is called today; `options` are apt's. */
+function kernelPackages(options: string[], series?: string): string[] {
+  const version = series?.replaceAll('.', '\\.') ?? '';
+  const wanted = new RegExp(`Depends: (linux-(?:image|modules)-(?=\\d)${version}\\S+)`, 'g');
+  const ofSeries = series === undefined ? [] : [`linux-image-${series}-amd64`];
+  for (const meta of [...ofSeries, 'linux-image-amd64', 'linux-image-virtual']) {
+    const { stdout } = spawnSync('apt-cache', [...options, 'depends', '--important', meta]);
+    const names = [...stdout.toString().matchAll(wanted)];
     if (names.length > 0) return names.map((match) => match[1] as string);
   }
-  throw new Error('apt knows no package linux-image-amd64: run "apt-get update" as root');
+  throw new Error(`apt knows no kernel ${series ?? 'linux-image-amd64'}: run "apt-get update" as root`);
 }
 
 /** Copies the modules and what they depend on to `target`; returns their file names in the order of loading. */
-function copyModules(work: string, busybox: string, names: string[], target: string): string[] {
-  const library = ['lib/modules', 'usr/lib/modules'].map((path) => join(work, path)).find(existsSync);
+function copyModules(folders: string[], busybox: string, names: string[], target: string): string[] {
   const files = new Map<string, string>();
-  for (const path of library === undefined ? [] : (readdirSync(library, { recursive: true }) as string[])) {
-    const name = /([^/]+)\.ko(\.xz)?$/.exec(path)?.[1];
-    if (name !== undefined) files.set(name.replaceAll('-', '_'), join(library ?? '', path));
+  for (const folder of folders) {
+    for (const path of readdirSync(folder, { recursive: true }) as string[]) {
+      const name = /([^/]+)\.ko(\.xz)?$/.exec(path)?.[1];
+      if (name !== undefined) files.set(name.replaceAll('-', '_'), join(folder, path));
+    }
   }
   const order: string[] = [];
   const add = (name: string) => {

@@ -1,7 +1,7 @@
 /**
- * What the Linux guests are made of: the one that is a peer of ports, of this machine's own release, and the one whose
- * newer kernel has the character devices of vhost and VDUSE. An image lies in a folder named by the hash of its recipe,
- * so that trees with different recipes can share the cache.
+ * What the Linux guests are made of: the one that is a peer of ports, of this machine's own release, the one whose
+ * newer kernel has the character devices of vhost and VDUSE, and the one with vDPA devices. An image lies in a folder
+ * named by the hash of its recipe, so that trees with different recipes can share the cache.
  *
  * The second serial port is the guest's shell. A request is a line: a number, a blank, a command in base64. The
  * answer is what the command printed, then the byte 0x1e, the number, a blank, the exit status and a newline; number
@@ -11,7 +11,11 @@ import { createHash } from 'node:crypto';
 
 export interface Recipe {
   /** A release of Debian; undefined: this machine's own. */
-  suite?: string;
+  suite?: string | undefined;
+  /** The kernel's series, `6.12`; undefined: the release's own. */
+  kernel?: string;
+  /** Of the kernel's source, what is built because Debian's kernel goes without: each .c is a module. */
+  sources?: string[];
   /** Loaded by init in this order, with what they depend on, where the kernel doesn't have them built in. */
   modules: string[];
   /** Programs beside busybox: the name of each, the path in its package, and the package where it has another name. */
@@ -58,16 +62,15 @@ export const GUEST: Recipe = {
   init: init(''),
 };
 
+const HOST_FILES = ['virtio_pci', 'virtio_net', '9pnet_virtio', '9p', 'overlay'];
+
 /**
  * In this one /host is the host's tree of files, seen through a layer in the guest's memory that takes what is written:
  * `chroot /host` runs the host's programs, Node among them, on the guest's kernel.
  */
 export const DEVICES_GUEST: Recipe = {
   suite: 'trixie',
-  modules: [
-    ...['virtio_pci', 'virtio_net', '9pnet_virtio', '9p', 'overlay', 'bridge'],
-    ...['tun', 'vhost_net', 'vdpa', 'vduse', 'vhost_vdpa', 'virtio_vdpa'],
-  ],
+  modules: [...HOST_FILES, 'bridge', 'tun', 'vhost_net', 'vdpa', 'vduse', 'vhost_vdpa', 'virtio_vdpa'],
   programs: [...PROGRAMS, ['vdpa', 'sbin/vdpa', 'iproute2']],
   libraries: ['libc6', 'libmnl0', 'libcap2'],
   init: init(`mkdir -p /files /layer /host
@@ -79,8 +82,25 @@ for folder in dev proc sys; do mount -o bind /$folder /host/$folder; done
 `),
 };
 
+/**
+ * The same with vDPA devices that have a control queue: the kernel's simulator (vdpa_sim_net), and QEMU's own network
+ * cards, which vp_vdpa puts on the vDPA bus.
+ */
+export const VDPA_GUEST: Recipe = {
+  ...DEVICES_GUEST,
+  suite: undefined,
+  kernel: '6.12',
+  sources: [
+    'drivers/vhost/vringh.c',
+    ...['vdpa_sim.c', 'vdpa_sim.h', 'vdpa_sim_net.c'].map((file) => `drivers/vdpa/vdpa_sim/${file}`),
+    'drivers/vdpa/virtio_pci/vp_vdpa.c',
+  ],
+  modules: [...HOST_FILES, 'vhost_vdpa', 'vdpa_sim_net', 'vp_vdpa'],
+};
+
 /** Tells recipes apart. */
-export function recipeHash({ suite, modules, programs, libraries, init }: Recipe): string {
-  const parts = [modules, programs, libraries, init, ...(suite === undefined ? [] : [suite])];
+export function recipeHash({ suite, kernel, sources, modules, programs, libraries, init }: Recipe): string {
+  const more = [suite, kernel, sources].filter((part) => part !== undefined);
+  const parts = [modules, programs, libraries, init, ...more];
   return createHash('sha256').update(JSON.stringify(parts)).digest('hex').slice(0, 12);
 }

@@ -12,6 +12,7 @@ import {
   type Peer,
   passtFolder,
   peers,
+  vdpaImage,
   which,
 } from './available.ts';
 import { fetchGenericQemu } from './generic-qemu.ts';
@@ -29,6 +30,8 @@ const PACKAGES: Record<Peer, string[]> = {
   genericQemu: [],
   guestKernel: [],
   kernelDevices: [],
+  // To build modules; the last one is what the kernel's own tool for it is linked with.
+  vdpaDevices: ['gcc', 'make', 'libelf1'],
   libvirtSchema: ['libxml2-utils'],
   passt: ['iproute2'],
   tshark: ['tshark'],
@@ -52,6 +55,7 @@ export function install(wanted: Peer[], say: (line: string) => void): void {
   const x64 = process.arch === 'x64';
   const image = wanted.includes('guestKernel') && x64 && !guestImage.built;
   const devices = wanted.includes('kernelDevices') && x64 && !devicesImage.built;
+  const vdpa = wanted.includes('vdpaDevices') && x64 && !vdpaImage.built;
   if (isRoot && apt && (packages.length > 0 || image || schema)) {
     attempt(say, 'apt-get update', () => run('apt-get', ['update', '-q']));
     if (packages.length > 0) {
@@ -73,6 +77,10 @@ export function install(wanted: Peer[], say: (line: string) => void): void {
     attempt(say, 'downloading the guest kernel and building its initramfs', () => buildImage(guestImage));
   if (apt && devices)
     attempt(say, 'downloading the kernel with vhost-net, vDPA and VDUSE', () => buildImage(devicesImage));
+  if (apt && vdpa)
+    attempt(say, 'downloading a kernel, and building its modules for vDPA devices', () =>
+      buildImage(vdpaImage),
+    );
   if (apt && x64 && wanted.includes('genericQemu') && !existsSync(genericQemu))
     attempt(say, 'downloading a QEMU with a generic vhost-user device', fetchGenericQemu);
   if (apt && schema) attempt(say, "downloading libvirt's schema", fetchSchema);

@@ -249,9 +249,13 @@ export class LinuxGuest {
   /** Stops the guest's processors, or lets them go on; QEMU stops and starts the queues of its cards with them. */
   async halt(execute: 'stop' | 'cont'): Promise<void> {
     await this.#last;
+    await this.command(execute);
+  }
+
+  /** A command of QEMU's monitor. */
+  async command(execute: string, parameters: object = {}): Promise<void> {
     const qemu = await Monitor.open(this.#monitor);
-    await qemu.run(execute);
-    qemu.close();
+    await qemu.run(execute, parameters).finally(() => qemu.close());
   }
 
   /** SIGKILL: the guest and its front-end are gone at once. `powerOn` starts it again. */
@@ -329,7 +333,7 @@ export class LinuxGuest {
     const { backend, machine, kernel, options = [], image = guestImage } = this.#options;
     const memory = [this.#options.memory ?? 256].flat();
     const accel = this.#options.accelerator ?? accelerator();
-    const version = qemuVersion();
+    const version = qemuVersion(this.#options.program);
     // QEMU 9.2 renamed the option.
     const redial = version >= 10 ? 'reconnect-ms=1000' : 'reconnect=1';
     const socket = role === 'server' ? 'server=on,wait=off' : redial;
@@ -472,9 +476,9 @@ export async function tcpTransfer(
   return { sent: sent.slice(0, 32), received: received.slice(0, 32), seconds };
 }
 
-/** The first number of QEMU's version. */
-function qemuVersion(): number {
-  const text = execFileSync(qemuProgram, ['--version']).toString();
+/** The first number of a QEMU's version. */
+function qemuVersion([program, ...before]: string[] = [qemuProgram]): number {
+  const text = execFileSync(program!, [...before, '--version']).toString();
   return Number(/version (\d+)\./.exec(text)?.[1]);
 }
 
