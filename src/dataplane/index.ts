@@ -51,6 +51,7 @@ export const Groups_groups: usize = offsetof<M.Groups>('groups');
 export const Groups_members: usize = offsetof<M.Groups>('members');
 export const Groups_used: usize = offsetof<M.Groups>('used');
 export const Groups_full: usize = offsetof<M.Groups>('full');
+export const REMEMBERED: u32 = M.REMEMBERED;
 export const Groups_asks: usize = offsetof<M.Groups>('asks');
 export const Group_high: usize = offsetof<M.Group>('high');
 export const Group_low: usize = offsetof<M.Group>('low');

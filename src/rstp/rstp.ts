@@ -40,6 +40,8 @@ interface Options {
   arena: Arena;
   structures: Structures;
   workers: Workers;
+  /** The topology has changed: stations of the bridge may be behind other ports than before. */
+  onChange(bridge: string): void;
   /** A port was shut by its guard. */
   onShut(port: string): void;
 }
@@ -54,7 +56,7 @@ const COST_AT_1_MBIT = 20_000_000;
 const LEASE = 4e9;
 export class Rstp {
   readonly #options: Options;
-  readonly #trees = new Map<string, { tree: Tree; mac: Buffer }>();
+  readonly #trees = new Map<string, { tree: Tree; mac: Buffer; changes: number }>();
   readonly #seats = new Map<string, Seat>();
   readonly #byPort = new Map<Port, Seat>();
   readonly #bySlot = new Map<number, Seat>();
@@ -62,6 +64,8 @@ export class Rstp {
   readonly #macs = new Map<string, string>();
   readonly #badBpdu = REASONS.findIndex(({ name }) => name === 'badBpdu');
   #flushes = new Set<number>();
+  /** Bridges whose addresses may have moved. */
+  readonly #changed = new Set<string>();
 
   constructor(options: Options) {
     this.#options = options;
@@ -107,7 +111,7 @@ export class Rstp {
       there.mac = bytes;
       there.tree.set(settings);
     } else {
-      this.#trees.set(bridge.name, { tree: new Tree(settings, this.#effects), mac: bytes });
+      this.#trees.set(bridge.name, { tree: new Tree(settings, this.#effects), mac: bytes, changes: 0 });
       this.#renew();
     }
   }
@@ -125,7 +129,9 @@ export class Rstp {
     },
     flush: (port: Port) => {
       const seat = this.#byPort.get(port);
-      if (seat) this.#flushes.add(seat.slot);
+      if (!seat) return;
+      this.#flushes.add(seat.slot);
+      this.#changed.add(bridgeOf(seat.spec));
     },
   };
 
@@ -222,6 +228,12 @@ export class Rstp {
   #settle(): void {
     for (const seat of this.#seats.values())
       if (seat.leased === seat.port.operEdge) this.#setState(seat, stateOf(seat.port));
+    for (const [name, planted] of this.#trees) {
+      const { topologyChanges } = planted.tree;
+      if (planted.changes !== topologyChanges || this.#changed.has(name)) this.#options.onChange(name);
+      planted.changes = topologyChanges;
+    }
+    this.#changed.clear();
     if (this.#flushes.size > 0) void this.#flush();
   }
 

@@ -136,6 +136,19 @@ export class GroupTables {
         this.#arena.dataplane.functions.forgetMembers(start, 0, 1);
   }
 
+  /**
+   * Stations of the bridge may be behind other ports than before: until they have said again what they are in, frames
+   * for groups go to all (RFC 4541, 2.1.1).
+   */
+  stir(bridge: number): void {
+    const table = this.#tables.get(bridge);
+    if (!table) return;
+    const { header } = this.#structures;
+    this.#structures
+      .groups(table.start)
+      .set('full', header.get('now') + this.#structures.constant('REMEMBERED'));
+  }
+
   /** Forgets what a port has joined: it goes, or goes elsewhere. */
   forget(slot: number): void {
     for (const { start } of this.#tables.values())

@@ -187,6 +187,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       arena: this.#arena,
       structures: this.#structures,
       workers: this.#workers,
+      onChange: (bridge) => this.#groups.stir(this.#bridges.index(bridge)),
       onShut: (port) =>
         this.emit('portError', { port, error: 'bpduGuard: a bridge is behind the port, which is shut' }),
     });

@@ -1,11 +1,13 @@
 /** RSTP in a switch: two bridges with two cables between them don't make a loop, and go on by the other when one goes. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { BridgeSpec, PortSpec, Switch } from '../../src/index.ts';
 import { type Bpdu, isBpdu, writeBpdu } from '../../src/rstp/bpdu.ts';
 import { bridgeId, formatBridgeId } from '../../src/rstp/priority.ts';
 import { lab } from '../rules/lab.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { groupData, igmpQuery, igmpReport } from '../support/igmp.ts';
 import { Random } from '../support/random.ts';
 import { until } from '../support/until.ts';
 
@@ -142,6 +144,23 @@ test('without a guard it is the root, its neighbour is asked to agree, and a lin
   await vswitch.setBridge('default', { rstp: null });
   assert.equal(vswitch.bridge('default').spanningTree, undefined);
   assert.deepEqual((await exchange('c', hello)).b, [hello]);
+});
+
+test('groups are sent to all where the topology has changed, until they are joined anew', async (t) => {
+  const { vswitch, guests, exchange } = await calmLab(
+    t,
+    { a: {}, b: { edge: true }, c: { edge: true } },
+    { bridges: [{ name: 'default', rstp: true, snooping: true }] },
+  );
+  const [group, data] = ['239.1.1.1', groupData(mac(3), '239.1.1.1')];
+  await exchange('b', igmpQuery(mac(2), '10.0.0.1', { wait: 10 }), igmpReport(mac(2), group));
+  // The querier's second passes.
+  const members = async () =>
+    Object.entries(await exchange('c', data)).flatMap(([name, came]) => (came.length > 0 ? [name] : []));
+  while ((await members()).join() !== 'b') await sleep(50);
+  guests.a!.send(claim(vswitch, 0));
+  await until(() => vswitch.bridge('default').spanningTree!.topologyChanges > 0, 'a link came into use');
+  assert.deepEqual(await members(), ['a', 'b']);
 });
 
 test('what is wrong is counted, and a flood is bounded', async (t) => {
