@@ -9,7 +9,7 @@ import { Testpmd } from '../test/peers/dpdk.ts';
 import { Ovs } from '../test/peers/ovs.ts';
 import { sleep, until } from '../test/peers/process.ts';
 import { Vireo } from '../test/peers/vireo.ts';
-import { completeChecksums, ip, Namespace, ownNetwork } from '../test/support/network.ts';
+import { completeChecksums, ip, Namespace, ownNetwork, received } from '../test/support/network.ts';
 import { GUEST_CPU, SWITCH_CPU } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, version, writeSection } from './report.ts';
 
@@ -55,7 +55,12 @@ const subjects: Record<string, Subject> = {
   ovs: {
     title: 'Open vSwitch with DPDK, af_packet',
     plain: true,
-    start: () => Ovs.start({ ports: [], cpu: SWITCH_CPU, interfaces: ['veth0', 'veth2'] }),
+    start: () =>
+      Ovs.start({
+        ports: [],
+        cpu: SWITCH_CPU,
+        devices: [0, 2].map((n) => `net_af_packet${n},iface=veth${n}`),
+      }),
   },
   vxlan: {
     title: 'Vireo, af-packet to vxlan',
@@ -149,9 +154,9 @@ async function measure(subject: Subject, seconds: number): Promise<Measured & { 
       });
       sender = testpmd.version;
       await sleep(WARM_UP * 1000);
-      const begin = { packets: received(to, last), time: performance.now() };
+      const begin = { packets: received(last, to), time: performance.now() };
       await sleep(seconds * 1000);
-      rates.push((received(to, last) - begin.packets) / ((performance.now() - begin.time) / 1000));
+      rates.push((received(last, to) - begin.packets) / ((performance.now() - begin.time) / 1000));
     }
     return { rates, tcp: bits, sender };
   } finally {
@@ -186,14 +191,6 @@ function wire(from: Namespace, to: Namespace, { tunnel, plain }: Subject): strin
   to.ip(`link set ${last} up`);
   to.ip(`addr add ${ADDRESSES[1]}/24 dev ${last}`);
   return last;
-}
-
-/** Frames that this interface has received. */
-function received(namespace: Namespace, name: string): number {
-  const [link] = JSON.parse(namespace.ip(`-j -s link show ${name}`)) as [
-    { stats64: { rx: { packets: number } } },
-  ];
-  return link.stats64.rx.packets;
 }
 
 /** Payload that one connection carries, in bits a second. */

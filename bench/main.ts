@@ -4,6 +4,7 @@ import { bridge, documentBridge, renderBridge } from './bridge.ts';
 import { chain, documentChain, renderChain } from './chain.ts';
 import { documentField, field, renderField } from './field.ts';
 import { documentGen, gen, renderGen } from './gen.ts';
+import { documentHost, host, renderHost } from './host.ts';
 import { documentIdle, idle, renderIdle } from './idle.ts';
 import { documentInterfaces, interfaces, renderInterfaces } from './interfaces.ts';
 import { documentLatency, latency, renderLatency } from './latency.ts';
@@ -25,6 +26,7 @@ const USAGE = `usage: npm run bench -- NAME [options]
   tcp      TCP between Linux guests with and without TSO, beside Open vSwitch with DPDK
   bridge   packets a second between two guests, beside the Linux bridge with vhost-net, within a guest
   ports    cost a packet on a switch of 256 ports beside one of two
+  host     packets a second between a guest and the host's own network, beside Open vSwitch with DPDK
   interfaces  packets a second and TCP between interfaces of the kernel, beside its bridge and Open vSwitch
   rules    what each rule costs a packet; how exact shaping and delays are
   startup  from the start of the process to its ready line, from a guest's connect to its first packet
@@ -32,8 +34,8 @@ const USAGE = `usage: npm run bench -- NAME [options]
   gen      packets a second of the generator, beside testpmd's txonly
   idle     CPU and memory with two connected guests that are quiet
 
-  --turns N        repetitions (v2v, paths, chain, bridge, ports, rules and gen 5, field, tcp and interfaces 3, startup 10)
-  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, bridge 2, interfaces 1, gen 0.5, idle 10)
+  --turns N        repetitions (v2v, paths, chain, bridge, host, ports, rules and gen 5, field, tcp and interfaces 3, startup 10)
+  --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, bridge 2, host and interfaces 1, gen 0.5, idle 10)
   --bursts N       v2v, paths: bursts of 32 packets that circulate in each direction (${BURSTS})
   --only A,B       v2v: of ${subjectNames.join(', ')}
   --no-write       leave docs/performance.md as it is
@@ -108,6 +110,9 @@ async function main(): Promise<void> {
         renderInterfaces,
         documentInterfaces,
       );
+      break;
+    case 'host':
+      report(await host(number('turns', 5), number('seconds', 1), say), renderHost, documentHost);
       break;
     case 'rules':
       report(await rules(number('turns', 5), say), renderRules, documentRules);

@@ -22,8 +22,8 @@ export interface OvsOptions {
   tso?: boolean;
   /** MiB of hugepages to begin with. */
   memory?: number;
-  /** Network interfaces that are ports too, by DPDK's driver for packet sockets. */
-  interfaces?: string[];
+  /** DPDK's devices that are ports too, e.g. `net_af_packet0,iface=eth1`. */
+  devices?: string[];
 }
 
 /** What the forwarding thread did since the counters were cleared. */
@@ -56,7 +56,7 @@ export class Ovs {
     return ovs;
   }
 
-  async #start({ ports, cpu = 0, memory = 512, tso = false, interfaces = [] }: OvsOptions): Promise<void> {
+  async #start({ ports, cpu = 0, memory = 512, tso = false, devices = [] }: OvsOptions): Promise<void> {
     const database = join(this.directory, 'conf.db');
     await execute('ovsdb-tool', ['create', database, SCHEMA]);
     await this.#daemon('ovsdb-server', 'ovsdb-server', 10_000, [database, `--remote=punix:${this.#socket}`]);
@@ -78,21 +78,10 @@ export class Ovs {
         : ['type=dpdkvhostuser'];
       await this.vsctl('add-port', BRIDGE, port, '--', 'set', 'interface', port, ...options);
     }
-    for (const [index, name] of interfaces.entries()) {
-      const device = `options:dpdk-devargs="net_af_packet${index},iface=${name}"`;
-      await this.vsctl(
-        ...[
-          'add-port',
-          BRIDGE,
-          `dpdk${index}`,
-          '--',
-          'set',
-          'interface',
-          `dpdk${index}`,
-          'type=dpdk',
-          device,
-        ],
-      );
+    for (const [index, device] of devices.entries()) {
+      const name = `dpdk${index}`;
+      const options = ['type=dpdk', `options:dpdk-devargs="${device}"`];
+      await this.vsctl('add-port', BRIDGE, name, '--', 'set', 'interface', name, ...options);
     }
     if (tso) return;
     await until('sockets of OVS', 10_000, () =>

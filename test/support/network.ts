@@ -35,6 +35,13 @@ export function ip(words: string): string {
   return execFileSync('ip', words.split(' '), { stdio: ['ignore', 'pipe', 'pipe'] }).toString();
 }
 
+/** Frames that an interface has received, here or in another namespace. */
+export function received(name: string, namespace?: Namespace): number {
+  const words = `-j -s link show ${name}`;
+  const [link] = JSON.parse(namespace === undefined ? ip(words) : namespace.ip(words));
+  return (link as { stats64: { rx: { packets: number } } }).stats64.rx.packets;
+}
+
 /**
  * Lets an interface send no partial checksums, as cards do on a wire: between the ends of a veth pair the checksum of
  * an inner packet would stay undone, and nobody tells its receiver.
