@@ -241,7 +241,7 @@ ports:
         'such as "/tmp/vm1.sock", found nothing',
       'vireo.yaml:7:11: ports[0].role: expected "server" or "client", found "sever"',
       'vireo.yaml:9:13: ports[2].name: expected a name of its own, found "vm1", which ports[0] has',
-      'vireo.yaml:9:24: ports[2].type: expected one of vhost-user, vduse, tap, af-packet, af-xdp, stream, dgram, pcap, vxlan, user, patch, null, found "tun"',
+      'vireo.yaml:9:24: ports[2].type: expected one of vhost-user, vduse, tap, af-packet, af-xdp, stream, dgram, pcap, vxlan, user, patch, bond, null, found "tun"',
       'vireo.yaml:9:37: ports[2].target: expected a target of its own, found "/tmp/b.sock", which ports[1] has',
       'vireo.yaml:9:50: ports[2].max-addresses: unknown key, did you mean maxAddresses?',
     ],
