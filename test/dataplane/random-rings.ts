@@ -3,7 +3,7 @@
  * case depends on its own generator alone, so that one number tells it.
  */
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
-import { type Descriptor, type GuestMemory, NEXT, PACKED, type Plane, type PlanePort, TABLE, WRITE, writeDescriptor } from '../support/plane.ts'; // biome-ignore format: an import
+import { type Descriptor, type GuestMemory, NEXT, PACKED, type Plane, type PlanePort, type Reach, TABLE, WRITE, writeDescriptor } from '../support/plane.ts'; // biome-ignore format: an import
 import { Random } from '../support/random.ts';
 import { Judge, type Verdict } from './oracle.ts';
 import { AVAIL, USED } from './packed-model.ts';
@@ -39,11 +39,11 @@ function descriptor(random: Random, direction: number): Descriptor {
 /** Tries one case after the other, on one port of `plane`. Throws when the data plane differs from the model. */
 export type Case = (random: Random) => Verdict;
 
-function judge(plane: Plane, flags: number): Judge {
+function judge(plane: Plane, flags: number, reach: Reach): Judge {
   const noise = new Random(99);
   return new Judge(
     plane,
-    { size: SIZE, flags, regions: [RINGS, THIRD, SECOND], peerBuffer: 32768 },
+    { size: SIZE, flags, reach, regions: [RINGS, THIRD, SECOND], peerBuffer: 32768 },
     (guest) => {
       for (const { base, size } of [SECOND, THIRD]) guest.memory.write(base, noise.bytes(size));
     },
@@ -64,9 +64,14 @@ function run(
   return j.receive(frames, write, start, parts);
 }
 
-export function randomSplitCase(plane: Plane, which: 'rx' | 'tx', flags: number): Case {
+export function randomSplitCase(
+  plane: Plane,
+  which: 'rx' | 'tx',
+  flags: number,
+  reach: Reach = 'mapped',
+): Case {
   const direction = which === 'rx' ? WRITE : 0;
-  const j = judge(plane, flags);
+  const j = judge(plane, flags, reach);
   return (random) =>
     run(j, which, random, (65536 - SIZE * random.below(2)) & 0xffff, (guest) => {
       const { ring } = guest[which];
@@ -81,9 +86,14 @@ export function randomSplitCase(plane: Plane, which: 'rx' | 'tx', flags: number)
     });
 }
 
-export function randomPackedCase(plane: Plane, which: 'rx' | 'tx', flags: number): Case {
+export function randomPackedCase(
+  plane: Plane,
+  which: 'rx' | 'tx',
+  flags: number,
+  reach: Reach = 'mapped',
+): Case {
   const direction = which === 'rx' ? WRITE : 0;
-  const j = judge(plane, flags | PACKED);
+  const j = judge(plane, flags | PACKED, reach);
   return (random) => {
     const place = random.below(SIZE);
     const start = place | (random.below(2) ? 0x8000 : 0);

@@ -21,9 +21,13 @@ export type MakePlane = () => Plane;
 const FLAGS = [0, INDIRECT, MERGEABLE, MERGEABLE | INDIRECT, IN_ORDER | MERGEABLE | INDIRECT];
 
 function rings(makePlane: MakePlane, randomCase: typeof randomSplitCase): Target {
-  const cases = (['tx', 'rx'] as const).flatMap((which) =>
-    FLAGS.map((flags) => randomCase(makePlane(), which, flags)),
-  );
+  const cases = (['tx', 'rx'] as const).flatMap((which) => [
+    ...FLAGS.map((flags) => randomCase(makePlane(), which, flags)),
+    // Guests larger than the address space.
+    ...(['windows', 'copies'] as const).map((reach) =>
+      randomCase(makePlane(), which, MERGEABLE | INDIRECT, reach),
+    ),
+  ]);
   return { one: (random) => void random.pick(cases)(random) };
 }
 
