@@ -90,6 +90,7 @@ export class Rstp {
         this.#leave(name, seat);
     }
     for (const name of this.#trees.keys()) if (!named.get(name)?.rstp) this.#trees.delete(name);
+    for (const name of this.#macs.keys()) if (!named.has(name)) this.#macs.delete(name);
     for (const bridge of bridges) if (bridge.rstp) this.#plant(bridge);
     for (const member of wanted.values()) this.#seat(member);
     this.#settle();
@@ -135,9 +136,13 @@ export class Rstp {
     },
   };
 
-  #setState(seat: Seat, state: PortState): void {
+  #tell(seat: Seat, state: PortState): void {
     seat.leased = !seat.port.operEdge;
     seat.rules.change((table) => setPortState(table, state, seat.leased));
+  }
+
+  #setState(seat: Seat, state: PortState): void {
+    this.#tell(seat, state);
     // What was learned there is of no use while nothing goes there (7.8: the port learns anew).
     if (state === 'discarding') this.#flushes.add(seat.slot);
   }
@@ -149,14 +154,14 @@ export class Rstp {
     if (there) {
       Object.assign(there, { spec: member.spec, mac, shut: there.shut && member.spec.bpduGuard === true });
       if (differs(there.port, settings)) tree.setPort(there.port, settings);
-      this.#setState(there, stateOf(there.port));
+      this.#tell(there, stateOf(there.port));
     } else {
       const port = tree.add(settings);
       const seat: Seat = { ...member, tree, mac, port, leased: false, shut: false, received: 0, sent: 0 };
       this.#seats.set(member.spec.name, seat);
       this.#byPort.set(port, seat);
       this.#bySlot.set(seat.slot, seat);
-      this.#setState(seat, 'discarding');
+      this.#tell(seat, 'discarding');
     }
     this.#follow(this.#seats.get(member.spec.name)!);
   }
@@ -227,7 +232,7 @@ export class Rstp {
   /** Does what the machines have left to be done. */
   #settle(): void {
     for (const seat of this.#seats.values())
-      if (seat.leased === seat.port.operEdge) this.#setState(seat, stateOf(seat.port));
+      if (seat.leased === seat.port.operEdge) this.#tell(seat, stateOf(seat.port));
     for (const [name, planted] of this.#trees) {
       const { topologyChanges } = planted.tree;
       if (planted.changes !== topologyChanges || this.#changed.has(name)) this.#options.onChange(name);

@@ -6,6 +6,7 @@
  * Nothing here knows a switch, a clock or a socket: what happens comes in by tick(), receive(), setLink() and so on,
  * and what is to be done goes out by Effects. The same events make the same tree.
  */
+import { isDeepStrictEqual } from 'node:util';
 import type { Bpdu } from './bpdu.ts';
 import { detect, migrate, receiveMessage } from './machines/hearing.ts';
 import { inform } from './machines/information.ts';
@@ -81,6 +82,7 @@ export class Tree {
 
   /** Other settings: the roles are chosen anew (17.13). */
   set(settings: TreeSettings): void {
+    if (isDeepStrictEqual(settings, this.#settings)) return;
     this.#settings = settings;
     this.#reselect();
   }

@@ -163,6 +163,41 @@ test('groups are sent to all where the topology has changed, until they are join
   assert.deepEqual(await members(), ['a', 'b']);
 });
 
+test('ports change between bridges with and without, and a configuration comes back as it was', async (t) => {
+  const there = await calmLab(
+    t,
+    { a: { bridge: 'one', edge: true }, b: { bridge: 'one', edge: true }, c: {} },
+    { bridges, workers: 2 },
+  );
+  const { vswitch, exchange } = there;
+  assert.deepEqual(await exchange('a', hello), { b: [hello], c: [] });
+  const ports = (name: string) => vswitch.bridge(name).spanningTree?.ports.map((port) => port.name);
+  assert.deepEqual([ports('one'), ports('two'), ports('default')], [['a', 'b'], [], undefined]);
+  // To one with a tree of its own, to one without, and back.
+  await vswitch.setPort('b', { bridge: 'two' });
+  assert.deepEqual([ports('one'), ports('two')], [['a'], ['b']]);
+  assert.deepEqual(await exchange('a', hello), { b: [], c: [] });
+  await vswitch.setPort('b', { bridge: null });
+  assert.equal(vswitch.port('b').spanningTree, undefined);
+  assert.deepEqual(await exchange('b', hello), { a: [], c: [hello] });
+  await vswitch.setPort('c', { bridge: 'one' });
+  assert.equal(stateOf(vswitch, 'c'), 'designated discarding');
+  assert.deepEqual(await exchange('c', hello), { a: [], b: [] });
+  await vswitch.setPort('c', { edge: true });
+  assert.deepEqual(await exchange('c', hello), { a: [hello], b: [] });
+  // Off and on, by apply.
+  const before = vswitch.config();
+  const off = { ...before, bridges: before.bridges!.map(({ rstp: _, ...rest }) => rest) };
+  assert.deepEqual((await vswitch.apply(off)).bridges.changed, ['one', 'two']);
+  assert.deepEqual(await exchange('c', hello), { a: [hello], b: [] });
+  assert.equal(vswitch.bridge('one').reserved, 'pass');
+  await vswitch.apply(before);
+  assert.deepEqual(vswitch.config(), before);
+  assert.deepEqual(ports('one'), ['a', 'c']);
+  assert.equal(vswitch.bridge('one').reserved, 'filter');
+  assert.deepEqual(await exchange('a', hello), { b: [], c: [hello] });
+});
+
 test('what is wrong is counted, and a flood is bounded', async (t) => {
   const { vswitch, guests, exchange } = await calmLab(
     t,
