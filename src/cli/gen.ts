@@ -7,7 +7,16 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import type { Expectations } from '../gen/expect.ts';
 import * as expect from '../gen/expect.ts';
 import * as parse from '../gen/parse.ts';
-import { MODES, type Mode, type Range, type Rate, type Traffic, type Trial } from '../gen/types.ts';
+import {
+  CHECKS,
+  type Check,
+  MODES,
+  type Mode,
+  type Range,
+  type Rate,
+  type Traffic,
+  type Trial,
+} from '../gen/types.ts';
 import { PlainError, readCpus, UsageError, wholeNumber, withExamples } from './command.ts';
 import { renderRun, renderSearch, sayTrial } from './gen-output.ts';
 import { firstSignal } from './signal.ts';
@@ -25,6 +34,7 @@ interface TrafficOptions {
 
 interface CommonOptions extends TrafficOptions {
   port: parse.NamedPort[];
+  check: Check;
   cpus?: number[];
   json?: boolean;
 }
@@ -124,6 +134,11 @@ function withCommon(command: Command): Command {
     .option('--src-port <range>', 'UDP ports (default: 1024)', told(parse.parseUdpPorts))
     .option('--dst-port <range>', 'UDP ports (default: 9)', told(parse.parseUdpPorts))
     .option('--vlan <range>', 'VLAN tags', told(parse.parseVlans))
+    .addOption(
+      new Option('--check <what>', 'what is looked at of frames that come')
+        .choices([...CHECKS])
+        .default('payload'),
+    )
     .option('--json', 'print nothing but the result, as JSON');
 }
 
@@ -249,6 +264,7 @@ function trialOf(options: RunOptions): Trial {
     ...(options.count === undefined ? {} : { count: options.count }),
     ...(options.seconds === undefined ? {} : { seconds: options.seconds }),
     ...(options.burst === undefined ? {} : { train: options.burst }),
+    check: options.check,
   };
 }
 
@@ -310,6 +326,7 @@ async function search(options: SearchOptions): Promise<void> {
         loss: loss && 'share' in loss ? loss.share : 0,
         seconds: options.trial,
         precision: options.precision,
+        check: options.check,
       },
       { signal, ...(options.json ? {} : { onTrial: sayTrial }) },
     ),

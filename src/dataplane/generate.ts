@@ -234,7 +234,7 @@ function receiveBurst(self: Generator, task: Task): void {
 /** Counts a frame by its stamp. */
 @inline
 function examine(self: Generator, task: Task, frame: usize, length: u32, now: u64): void {
-  const found = checkStamp(frame, length, self.run, self.pattern);
+  const found = checkStamp(frame, length, self.run, self.compare ? self.pattern : 0);
   if (found == OURS && stampStream < task.streams) {
     noteCame(changetype<Track>(task.tracks + <usize>stampStream * TRACK_STRIDE), stampSequence);
     if (task.histogram != 0) recordDuration(changetype<Histogram>(task.histogram), age(now, stampTime));

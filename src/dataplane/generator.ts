@@ -27,6 +27,8 @@ export class Generator {
   tasks: usize;
   /** The payload behind a stamp begins like this: MAX_FRAME bytes, for all frames the same. */
   pattern: usize;
+  /** Payloads of frames that came are compared with it; 0: only their stamps are looked at. */
+  compare: u32;
   /** Of the run; frames with another one's number aren't counted as ours. 0 to 255. */
   run: u32;
   /** When the run began, and when it ends by itself. */

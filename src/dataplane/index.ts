@@ -382,6 +382,7 @@ export const Generator_stop: usize = offsetof<G.Generator>('stop');
 export const Generator_taskCount: usize = offsetof<G.Generator>('taskCount');
 export const Generator_tasks: usize = offsetof<G.Generator>('tasks');
 export const Generator_pattern: usize = offsetof<G.Generator>('pattern');
+export const Generator_compare: usize = offsetof<G.Generator>('compare');
 export const Generator_run: usize = offsetof<G.Generator>('run');
 export const Generator_begin: usize = offsetof<G.Generator>('begin');
 export const Generator_end: usize = offsetof<G.Generator>('end');

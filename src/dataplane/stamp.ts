@@ -10,7 +10,7 @@
  *  14   16 bits   check of all these and of the payload's length
  *
  * The payload is that of UDP over IPv4 or IPv6, behind one VLAN tag or two. Behind the stamp it is the pattern, and
- * compared with it byte for byte. What switches may change, addresses and tags, isn't looked at.
+ * compared with it byte for byte where that is asked for. What switches may change, addresses and tags, isn't looked at.
  */
 import { addWord } from './checksum';
 
@@ -61,7 +61,8 @@ export function writeStamp(at: usize, stream: u32, run: u32, sequence: u64, time
 
 /**
  * Looks for the stamp of `run` in a frame of `length` bytes, which may lie in memory that the device can write to:
- * each byte that decides is read once. 64 bytes behind the frame can be read.
+ * each byte that decides is read once. 64 bytes behind the frame can be read. Without a `pattern` (0) only the stamp is
+ * looked at, as generators do that don't compare what they receive.
  */
 export function checkStamp(frame: usize, length: u32, run: u32, pattern: usize): u32 {
   if (length < 42 + STAMP) return FOREIGN;
@@ -86,7 +87,7 @@ export function checkStamp(frame: usize, length: u32, run: u32, pattern: usize):
   if (payload < STAMP || payload > length - at) return CORRUPT;
   if (check(one, other, payload) != other >> 48) return CORRUPT;
   if ((<u32>(other >> 40) & 0xff) != run) return FOREIGN;
-  if (!same(frame + at + STAMP, pattern, payload - STAMP)) return CORRUPT;
+  if (pattern != 0 && !same(frame + at + STAMP, pattern, payload - STAMP)) return CORRUPT;
   stampStream = <u32>(one >> 48) & 0xff;
   stampSequence = one & SEQUENCE;
   stampTime = other & TIME;

@@ -18,7 +18,7 @@ const RUN_UP = 20e6;
 /** Senders whose frames are told apart, at least: they may be those of other programs. */
 const STREAMS = 16;
 const FOREVER = 0xffff_ffff_ffff_ffffn;
-const GENERATOR_FIELDS = ['stop', 'taskCount', 'tasks', 'pattern', 'run', 'begin', 'end'] as const;
+const GENERATOR_FIELDS = ['stop', 'taskCount', 'tasks', 'pattern', 'compare', 'run', 'begin', 'end'] as const;
 const FRAME_FIELDS = ['at', 'length', 'stamp', 'checksum', 'sum', 'gapFraction', 'gap'] as const;
 
 /** A task, and where it lies. */
@@ -135,6 +135,7 @@ export class Layout {
       generator.set('tasks', list);
       generator.set('taskCount', mine.length);
       generator.set('pattern', patternAt);
+      generator.set('compare', trial.check === 'stamp' ? 0 : 1);
       generator.set('run', number & 0xff);
       generator.set64('begin', BigInt(begin));
       const { seconds } = trial;

@@ -7,7 +7,7 @@
  * rings hold them back, and that isn't the rate any more.
  */
 import type { Generator, RunOptions } from './generator.ts';
-import type { GenResult, Latency, Mode, Traffic } from './types.ts';
+import type { Check, GenResult, Latency, Mode, Traffic } from './types.ts';
 
 export interface Rfc2544Options {
   /** Bytes of the frames. */
@@ -22,6 +22,8 @@ export interface Rfc2544Options {
   seconds?: number;
   /** The search ends when the rate is known to this share; default 0.01. */
   precision?: number;
+  /** See Trial; default `payload`. */
+  check?: Check;
 }
 
 export interface Rfc2544Trial {
@@ -99,7 +101,7 @@ export async function rfc2544(
 /** One trial, noted among those of its size; undefined when it ended early. */
 async function trial(
   generator: Generator,
-  { traffic, both, loss = 0, seconds = 2 }: Rfc2544Options,
+  { traffic, both, check, loss = 0, seconds = 2 }: Rfc2544Options,
   run: Rfc2544Run,
   found: Rfc2544Size,
   asked: number | undefined,
@@ -108,7 +110,8 @@ async function trial(
   const { size } = found;
   const mode: Mode | Mode[] = both ? 'latency' : ['txonly', 'rxonly'];
   const rate = asked === undefined ? 'max' : { packets: asked };
-  const measured = await generator.run({ mode, seconds, rate, traffic: { ...traffic, sizes: [size] } }, run);
+  const sized = { ...traffic, sizes: [size] };
+  const measured = await generator.run({ mode, seconds, rate, traffic: sized, ...(check && { check }) }, run);
   if (ended(measured, result)) return undefined;
   const { sent, lost = 0, ports, latency } = measured;
   const rates = ports.filter((port) => port.sent > 0).map((port) => port.sendRate);

@@ -38,6 +38,9 @@ export interface Traffic {
   vlan?: Range;
 }
 
+export const CHECKS = ['payload', 'stamp'] as const;
+export type Check = (typeof CHECKS)[number];
+
 /** Of each sending port. `recorded`: the times of a replayed file. */
 export type Rate = { packets: number } | { bits: number } | 'max' | 'recorded';
 
@@ -55,6 +58,11 @@ export interface Trial {
   seconds?: number;
   /** Frames that are sent together; default 1. */
   train?: number;
+  /**
+   * What is looked at of a frame that comes: its whole payload (default), or its stamp alone, which costs little at any
+   * length and tells of loss, order and time, but not of damage behind it.
+   */
+  check?: Check;
 }
 
 export interface GenOptions {

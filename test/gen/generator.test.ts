@@ -240,6 +240,21 @@ describe('what comes', () => {
     assert.equal(result.lost, bits);
   });
 
+  test('where stamps alone are checked, damage behind them passes and damage to them does not', async () => {
+    const length = 42 + 16 + 90;
+    const bits = (length - 42) * 8;
+    const result = await relayed(
+      { mode: 'latency', traffic: { sizes: [length] }, check: 'stamp' },
+      (frame, index) => {
+        frame[42 + (index >> 3)]! ^= 1 << (index & 7);
+        return [frame];
+      },
+      bits,
+    );
+    assert.equal(result.corrupt + result.foreign, 16 * 8);
+    assert.equal(result.lost, 16 * 8);
+  });
+
   test('a capture holds what came, in order, with its times', async () => {
     const capture = at('capture.pcap');
     await using generator = await Generator.open({ ports: [port('a'), port('b', { capture })] });
