@@ -10,6 +10,7 @@ Settings of a bridge:
   reserved=filter|pass what becomes of STP, LACP, LLDP and other frames to 01-80-C2-00-00-0X
                        (default: a bridge with two ports passes them on, any other doesn't)
   snooping=true        frames for groups go to who has joined them: IGMP and MLD snooping
+  querier=true         with snooping: the switch asks who is in which group, where no router does
   rstp=true            no loops: RSTP, and STP with neighbours that speak that; its BPDUs are filtered
   priority=N           the bridge with the lowest is the root: a multiple of 4096 (default: 32768)
   mac=MAC              its address in RSTP (default: drawn at start)
@@ -115,13 +116,13 @@ export function declareBridge(program: Command): void {
 }
 
 const bridgeText = (bridge: BridgeStatus): string => {
-  const { name, ageing, vlans, reserved, snooping, addresses, ports, spanningTree } = bridge;
+  const { name, ageing, vlans, reserved, snooping, querier, addresses, ports, spanningTree } = bridge;
   const text = pairs([
     ['bridge', name],
     ['ageing', `${ageing} s`],
     ['VLANs', vlans ? 'yes' : 'none'],
     ['reserved', reserved === 'pass' ? 'STP, LACP, LLDP … pass' : 'STP, LACP, LLDP … are filtered'],
-    ['snooping', snooping ? 'yes' : 'no'],
+    ['snooping', snooping ? (querier ? 'yes, and asks' : 'yes') : 'no'],
     ['addresses', count(addresses)],
     ['ports', ports.join(' ') || 'none'],
   ]);

@@ -27,9 +27,9 @@ export class Groups {
   /** Members that are free, counted from 1: the first of a chain; how many were ever in use. */
   free: u32;
   used: u32;
-  /** Until this second frames for groups go to all: something found no room. */
+  /** Until this second frames for groups go to all: something found no room, or hosts may be elsewhere. */
   full: u32;
-  /** From this second on the switch's own queries have been answered; 0: it sends none. */
+  /** From this second on the switch's own queries (src/switch/querier.ts) have been answered; 0: it sends none. */
   asks: u32;
 }
 
@@ -60,7 +60,7 @@ export class Group {
 export class Member {
   /** Next in the chain, counted from 1. */
   next: u32;
-  /** The group's number, and the port's with PINNED_MEMBER. */
+  /** The group's number, and the port's with PINNED_MEMBER and LEFT_MEMBER. */
   group: u32;
   port: u32;
   /** The second in which it ends. */
@@ -69,6 +69,9 @@ export class Member {
 
 /** Member.port: an operator has entered it; it doesn't end. */
 export const PINNED_MEMBER: u32 = 0x8000_0000;
+/** Member.port: a host has left; the control plane is to ask who else is in it. */
+export const LEFT_MEMBER: u32 = 0x4000_0000;
+const MEMBER_FLAGS: u32 = 0xc000_0000;
 
 /** Places for groups, which count from 1: 0 is nobody. */
 export const GROUP_SLOTS: u32 = 4096;
@@ -82,9 +85,13 @@ export const GROUP_STRIDE: usize = 64;
 export const MEMBER_STRIDE: usize = 16;
 /** A bit for each port. */
 const SET: usize = 256;
-/** Behind a Groups: the set of ports that frames for any group go to, sets of the groups, groups, chains, members. */
+/**
+ * Behind a Groups: the set of ports that frames for any group go to, a bit for each VLAN that the switch asks in, sets
+ * of the groups, groups, chains, members.
+ */
 export const EVERY_GROUP: usize = 64;
-const SETS: usize = EVERY_GROUP + SET;
+export const ASKED_VLANS: usize = EVERY_GROUP + SET;
+const SETS: usize = ASKED_VLANS + 512;
 export const GROUP_ENTRIES: usize = SETS + <usize>(GROUP_SLOTS + 1) * SET;
 const CHAIN_HEADS: usize = GROUP_ENTRIES + <usize>(GROUP_SLOTS + 1) * GROUP_STRIDE;
 export const MEMBERS: usize = CHAIN_HEADS + <usize>CHAINS * 4;
@@ -181,7 +188,7 @@ function findMember(table: usize, index: u32, port: u32): u32 {
   let at = load<u32>(chainOf(table, index, port));
   while (at != 0) {
     const member = memberAt(table, at);
-    if (member.group == index && (member.port & ~PINNED_MEMBER) == port) break;
+    if (member.group == index && (member.port & ~MEMBER_FLAGS) == port) break;
     at = member.next;
   }
   return at;
@@ -221,7 +228,7 @@ function removeMember(table: usize, at: u32): void {
   const groups = changetype<Groups>(table);
   const member = memberAt(table, at);
   const index = member.group;
-  const port = member.port & ~PINNED_MEMBER;
+  const port = member.port & ~MEMBER_FLAGS;
   let link = chainOf(table, index, port);
   while (load<u32>(link) != at) link = changetype<usize>(memberAt(table, load<u32>(link))) + offsetof<Member>('next');
   store<u32>(link, member.next);
@@ -246,6 +253,7 @@ export function join(table: usize, high: u64, low: u64, fid: u32, port: u32, unt
   const known = index == 0 ? 0 : findMember(table, index, port);
   if (known != 0) {
     memberAt(table, known).until = until;
+    memberAt(table, known).port &= ~LEFT_MEMBER;
   } else if (portAt(port).groups >= portAt(port).groupLimit) {
     portAt(port).groupsRefused += 1;
     index = 0;
@@ -274,13 +282,24 @@ function endBy(table: usize, index: u32, port: u32, until: u32): void {
 /** A host behind a port has left a group. */
 export function leave(table: usize, high: u64, low: u64, fid: u32, port: u32): void {
   const fast = (portAt(port).groupFlags & GROUPS_FAST_LEAVE) != 0;
+  const asks = asksIn(table, fid);
   // Others behind the port may be in it: a querier asks them (lastMembers), and nothing else brings an answer.
-  const asked = findQuerier(table, high, fid) != 0 || changetype<Groups>(table).asks != 0;
-  if (asked && !fast) return;
+  if (!fast && !asks && findQuerier(table, high, fid) != 0) return;
   acquire(table);
   const index = findGroup(table, high, low, fid);
-  if (index != 0) endBy(table, index, port, fast ? 0 : header().now + LAST_MEMBER + 1);
+  // The control plane asks on its next ticks.
+  const until = header().now + LAST_MEMBER + (asks ? 2 : 1);
+  if (index != 0) endBy(table, index, port, fast ? 0 : until);
+  const at = index != 0 && asks && !fast ? findMember(table, index, port) : 0;
+  if (at != 0 && !(memberAt(table, at).port & PINNED_MEMBER)) memberAt(table, at).port |= LEFT_MEMBER;
   release(table);
+}
+
+/** Does the switch itself ask in this VLAN? */
+function asksIn(table: usize, fid: u32): bool {
+  const vlan = fid & 0xfff;
+  return changetype<Groups>(table).asks != 0 &&
+    (load<u32>(table + ASKED_VLANS + (<usize>(vlan >> 5) << 2)) >> (vlan & 31) & 1) != 0;
 }
 
 /** A querier asks whether anybody is still in a group: who doesn't answer within `wait` seconds isn't. */
@@ -351,7 +370,7 @@ export function destinationOf(table: usize, high: u64, low: u64, fid: u32): u32 
   const now = header().now;
   if (groups.full > now) return 0;
   const routers = findGroup(table, 0, routersOf(high), fid);
-  if (groups.asks == 0 || groups.asks > now) {
+  if (!asksIn(table, fid) || groups.asks > now) {
     // Without a querier nobody says again what he has joined (RFC 4541, 2.1.1).
     if (routers == 0) return 0;
     const group = groupAt(table, routers);
@@ -364,7 +383,7 @@ export function destinationOf(table: usize, high: u64, low: u64, fid: u32): u32 
 export function routersFor(table: usize, family: u64, fid: u32): u32 {
   const groups = changetype<Groups>(table);
   const routers = findGroup(table, 0, family, fid);
-  return groups.full <= header().now && (routers != 0 || groups.asks != 0) ? GROUPED | routers : 0;
+  return groups.full <= header().now && (routers != 0 || asksIn(table, fid)) ? GROUPED | routers : 0;
 }
 
 /** The ports from `base` to 31 above it that a frame to a group goes to, a bit each; `base` is a multiple of 32. */
@@ -427,5 +446,5 @@ export function forgetMembers(table: usize, port: u32, expired: bool): void {
 
 function isOver(member: Member, port: u32, expired: bool, now: u32): bool {
   if (member.group == 0 || member.port & PINNED_MEMBER) return false;
-  return expired ? member.until <= now : port == NO_PORT || member.port == port;
+  return expired ? member.until <= now : port == NO_PORT || (member.port & ~MEMBER_FLAGS) == port;
 }

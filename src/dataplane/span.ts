@@ -10,7 +10,7 @@ import { now } from './clock';
 import { learn, MAC_MASK } from './fdb';
 import { header, Rules, STAGE_BLOCKED, STAGE_LEARNS, STAGE_NO_LEARNING } from './layout';
 import { RULE_DISCARDING_IN, RULE_DISCARDING_OUT, turnAway, withhold } from './rules';
-import { FLOOD, frameAt, listSlot, NOWHERE, noteAt, packetAt } from './scratch';
+import { frameAt, isForMany, listSlot, NOWHERE, noteAt, packetAt } from './scratch';
 
 const GROUP: u64 = 1;
 
@@ -38,6 +38,6 @@ export function block(rules: Rules, port: u32, fid: u32, inVlans: bool, count: u
 export function keepBack(rules: Rules, count: u32): void {
   for (let i: u32 = 0; i < count; i++) {
     const which = load<u32>(listSlot(i));
-    if (packetAt(which).destination != FLOOD) withhold(rules, which, RULE_DISCARDING_OUT);
+    if (!isForMany(packetAt(which).destination)) withhold(rules, which, RULE_DISCARDING_OUT);
   }
 }

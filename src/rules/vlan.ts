@@ -56,6 +56,21 @@ export function vlansOf(port: PortSpec) {
   return { members, pvid: port.native ?? (members.has(0) ? 0 : undefined), tagged: true };
 }
 
+/** The VLANs that the port's settings name, and with which tag it has frames of one; undefined: it has none of it. */
+export function askedIn(port: PortSpec): { names: number[]; tag(vlan: number): Uint8Array | undefined } {
+  const { members, pvid } = vlansOf(port);
+  const [high, low] = port.tags === '802.1ad' ? [0x88, 0xa8] : [0x81, 0x00];
+  // Those of a trunk that has all are named by others.
+  const all = port.vlan === undefined && port.qinq === undefined && (port.trunk ?? 'all') === 'all';
+  return {
+    names: all ? [pvid ?? 0] : [...members],
+    tag(vlan) {
+      if (!members.has(vlan)) return undefined;
+      return vlan === pvid ? new Uint8Array() : Uint8Array.from([high, low, vlan >>> 8, vlan & 0xff]);
+    },
+  };
+}
+
 export const vlan: Rule = {
   fields,
   derived: ['vlanAware'],

@@ -75,7 +75,7 @@ export class Bridges {
     while (taken.has(index)) index++;
     if (index >= most)
       throw new SwitchError('LIMIT', `the switch has ${most} bridges, which is its limit: remove one`);
-    this.#groups.set(index, spec.snooping === true);
+    this.#groups.set(index, spec.snooping === true, spec.querier === true);
     this.#bridges.set(spec.name, { index, spec });
     this.#write(spec);
   }
@@ -84,7 +84,7 @@ export class Bridges {
   set(spec: BridgeSpec): void {
     this.get(spec.name);
     const bridge = this.#bridges.get(spec.name)!;
-    this.#groups.set(bridge.index, spec.snooping === true);
+    this.#groups.set(bridge.index, spec.snooping === true, spec.querier === true);
     bridge.spec = spec;
     this.#write(spec);
   }

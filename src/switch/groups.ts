@@ -6,6 +6,8 @@ import { isIPv4, isIPv6, SocketAddress } from 'node:net';
 import type { Arena, Range, Structures } from '../arena/index.ts';
 import { ipNumber } from '../ports/addresses.ts';
 import { SwitchError } from './errors.ts';
+import { ANSWERED, type AskedPort, Querier } from './querier.ts';
+import type { Family } from './queries.ts';
 import { type Place, Statics } from './statics.ts';
 import type { GroupEntry, GroupSpec, GroupsStatus, RouterEntry } from './types.ts';
 
@@ -14,8 +16,7 @@ export const MAX_GROUPS_PER_PORT = 256;
 const EVERY_PORT = 0xffff_ffff;
 
 /** A port as the tables know it. */
-export interface GroupPort {
-  slot: number;
+export interface GroupPort extends AskedPort {
   bridge: number;
   /** Frames for groups all go there. */
   isRouter: boolean;
@@ -59,13 +60,22 @@ export class GroupTables {
   readonly #quiesce: () => Promise<void>;
   /** By the bridge's number. */
   readonly #tables = new Map<number, Range>();
+  /** Numbers of bridges that ask. */
+  readonly #asking = new Set<number>();
+  readonly #querier: Querier;
   readonly statics: Statics<GroupSpec>;
 
-  /** `quiesce` resolves when no worker can look at what was there before. */
-  constructor(arena: Arena, structures: Structures, quiesce: () => Promise<void>) {
+  /** `quiesce` resolves when no worker can look at what was there before; `send` has a frame sent by a port. */
+  constructor(
+    arena: Arena,
+    structures: Structures,
+    quiesce: () => Promise<void>,
+    send: (slot: number, frame: Buffer) => void,
+  ) {
     this.#arena = arena;
     this.#structures = structures;
     this.#quiesce = quiesce;
+    this.#querier = new Querier(arena, structures, send);
     const { pinMember, unpinMember } = arena.dataplane.functions;
     this.statics = new Statics<GroupSpec>({
       isSame: (one, other) => one.group === other.group && one.port === other.port,
@@ -89,15 +99,19 @@ export class GroupTables {
     return this.#tables.has(bridge);
   }
 
-  /** Switches snooping on a bridge on or off. Throws a SwitchError, LIMIT. */
-  set(bridge: number, on: boolean): void {
+  /** Switches snooping on a bridge on or off, and whether it asks; refresh() follows. Throws a SwitchError, LIMIT. */
+  set(bridge: number, on: boolean, asks = false): void {
     const before = this.#tables.get(bridge);
+    const made = on && !before ? this.#make() : undefined;
+    if (asks) this.#asking.add(bridge);
+    else this.#asking.delete(bridge);
     if (on === (before !== undefined)) return;
-    if (!before) {
-      this.#tables.set(bridge, this.#make());
-      this.#structures.bridge(bridge).set('groups', this.#tables.get(bridge)!.start);
-      return;
+    if (made) {
+      this.#tables.set(bridge, made);
+      this.#structures.bridge(bridge).set('groups', made.start);
     }
+    if (!before) return;
+    this.#querier.set(bridge, before.start, undefined);
     this.#structures.bridge(bridge).set('groups', 0);
     this.#tables.delete(bridge);
     void this.#free(before);
@@ -125,15 +139,44 @@ export class GroupTables {
       for (const port of ports)
         if (port.bridge === bridge && port.isRouter) set[port.slot >>> 5]! |= 1 << (port.slot & 31);
       this.#arena.u32.set(set, (start + this.#structures.constant('EVERY_GROUP')) >>> 2);
+      const asked = ports.filter((port) => port.bridge === bridge);
+      this.#querier.set(bridge, start, this.#asking.has(bridge) ? asked : undefined);
     }
     this.statics.refresh(placeOf);
   }
 
-  /** Forgets what is over. */
-  age(): void {
-    for (const { start } of this.#tables.values())
-      if (this.#structures.groups(start).get('members') > 0)
-        this.#arena.dataplane.functions.forgetMembers(start, 0, 1);
+  /** Each second: forgets what is over, and asks where that is due. */
+  tick(): void {
+    for (const [bridge, { start }] of this.#tables) {
+      if (this.#structures.groups(start).get('members') === 0) continue;
+      this.#arena.dataplane.functions.forgetMembers(start, 0, 1);
+      if (this.#asking.has(bridge)) this.#querier.question(bridge, this.#left(start));
+    }
+    if (this.#asking.size === 0) return;
+    const { routers } = this.list(
+      (bridge) => String(bridge),
+      (slot) => String(slot),
+    );
+    const queriers = new Map(
+      routers.map(({ bridge, vlan, family, querier }) => [`${bridge} ${vlan} ${family}`, querier?.address]),
+    );
+    this.#querier.tick((bridge, vlan, family) => queriers.get(`${bridge} ${vlan} ${family}`));
+  }
+
+  /** Groups that hosts have left, by the ports that they are behind. */
+  #left(start: number): { slot: number; vlan: number; group: string }[] {
+    const flag = this.#structures.constant('LEFT_MEMBER');
+    const found: { slot: number; vlan: number; group: string }[] = [];
+    for (let i = 1; i <= this.#structures.groups(start).get('used'); i++) {
+      const member = this.#structures.member(start, i);
+      const [place, number] = [member.get('port'), member.get('group')];
+      if ((place & flag) === 0 || number === 0) continue;
+      const group = this.#structures.group(start, number);
+      const text = addressText(group.get64('high'), group.get64('low'));
+      if (groupAddress(text) !== undefined)
+        found.push({ slot: place & (flag - 1), vlan: group.get('fid') & 0xfff, group: text });
+    }
+    return found;
   }
 
   /**
@@ -143,10 +186,9 @@ export class GroupTables {
   stir(bridge: number): void {
     const table = this.#tables.get(bridge);
     if (!table) return;
-    const { header } = this.#structures;
-    this.#structures
-      .groups(table.start)
-      .set('full', header.get('now') + this.#structures.constant('REMEMBERED'));
+    const wait = this.#asking.has(bridge) ? ANSWERED : this.#structures.constant('REMEMBERED');
+    this.#structures.groups(table.start).set('full', this.#structures.header.get('now') + wait);
+    this.#querier.hurry(bridge);
   }
 
   /** Forgets what a port has joined: it goes, or goes elsewhere. */
@@ -171,14 +213,17 @@ export class GroupTables {
     found: GroupsStatus,
   ): void {
     const now = this.#structures.header.get('now');
-    const pinned = this.#structures.constant('PINNED_MEMBER');
+    const [pinned, left] = [
+      this.#structures.constant('PINNED_MEMBER'),
+      this.#structures.constant('LEFT_MEMBER'),
+    ];
     const byGroup = new Map<number, GroupEntry | RouterEntry>();
     for (let i = 1; i <= this.#structures.groups(start).get('used'); i++) {
       const member = this.#structures.member(start, i);
       const number = member.get('group');
       const place = member.get('port');
       const isStatic = place >= pinned;
-      const port = portName(isStatic ? place - pinned : place);
+      const port = portName(place & (left - 1));
       const expires = isStatic ? null : Math.max(0, member.get('until') - now);
       if (number === 0 || port === undefined || expires === 0) continue;
       let entry = byGroup.get(number);
@@ -190,10 +235,11 @@ export class GroupTables {
           const there = group.get('querierUntil') > now;
           const address = addressText(group.get64('querierHigh'), group.get64('querierLow'));
           const querierPort = portName(group.get('querierPort'));
+          const family: Family = low === 1n ? 'IPv4' : 'IPv6';
           entry = {
             bridge,
             vlan,
-            family: low === 1n ? 'IPv4' : 'IPv6',
+            family,
             querier: there && querierPort !== undefined ? { address, port: querierPort } : null,
             ports: [],
           };

@@ -344,14 +344,17 @@ const bridgeObject = z.strictObject(
     mac: stationAddress.optional(),
     maxAge: wholeNumber(6, 40, ' of seconds').optional(),
     forwardDelay: wholeNumber(4, 30, ' of seconds').optional(),
+    querier: z.boolean(expected('true or false')).optional(),
   },
   expected('a bridge: a map with name, such as { name: lab }'),
 );
 const bridgeKeys = Object.keys(bridgeObject.shape);
 
-const bridgeSchema = bridgeObject.superRefine(({ rstp, reserved, maxAge, forwardDelay }, context) => {
+const bridgeSchema = bridgeObject.superRefine((bridge, context) => {
+  const { rstp, reserved, maxAge, forwardDelay, snooping, querier } = bridge;
   const add = (field: string, message: string) =>
     context.addIssue({ code: 'custom', path: [field], message });
+  if (querier && !snooping) add('querier', 'expected none without snooping=true, found true');
   if (rstp && reserved === 'pass')
     add('reserved', 'expected none beside rstp=true, for which the bridge keeps BPDUs, found "pass"');
   // IEEE 802.1D-2004, 17.14: who forgets sooner than others have been told makes loops.

@@ -32,7 +32,7 @@ import { isBpdu } from '../rstp/bpdu.ts';
 import { Rstp } from '../rstp/rstp.ts';
 import { PortRules, RULE_FIELDS } from '../rules/index.ts';
 import type { Beside, RuledPort } from '../rules/rule.ts';
-import { hasVlans, vlansOf } from '../rules/vlan.ts';
+import { askedIn, hasVlans, vlansOf } from '../rules/vlan.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
 import { rarp } from '../vhost/announcement.ts';
 import { Workers } from '../workers/workers.ts';
@@ -136,7 +136,12 @@ export class Switch extends EventEmitter<SwitchEvents> {
   readonly #io: IoThreads;
   readonly #poller: PollerLease = sharedPoller();
   readonly #ports = new Map<string, Entry>();
-  readonly #groups = new GroupTables(this.#arena, this.#structures, () => this.#workers.quiesce());
+  readonly #groups = new GroupTables(
+    this.#arena,
+    this.#structures,
+    () => this.#workers.quiesce(),
+    (slot, frame) => void this.#workers.send(slot, frame),
+  );
   readonly #bridges = new Bridges(this.#structures, this.#groups);
   readonly #rstp: Rstp;
   readonly #patches: Patches = new Map();
@@ -202,7 +207,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   #tick(): void {
     this.#structures.header.set('now', Math.floor(performance.now() / 1000));
-    this.#groups.age();
+    this.#groups.tick();
     this.#rstp.tick();
     if (++this.#ticks % SWEEP === 0) this.#arena.dataplane.functions.flush(EVERY_PORT, 1);
   }
@@ -287,6 +292,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       this.#ports.set(name, Object.assign(entry, { port }));
       if (port instanceof BondPort) await this.#join(entry, port);
       this.#countPorts();
+      this.#refreshGroups();
     } catch (error) {
       const entry = this.#ports.get(name);
       this.#ports.delete(name);
@@ -552,8 +558,9 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** Tells the tables of groups what ports there are, and where those that were entered belong. */
   #refreshGroups(): void {
-    const ports = this.#bridged().map(({ slot, spec }) => ({
+    const ports = this.#bridged().map(({ slot, spec, vlanAware }) => ({
       slot,
+      ...(vlanAware ? askedIn(spec) : { names: [0], tag: untagged }),
       bridge: this.#bridges.index(spec.bridge),
       isRouter: spec.multicastRouter === 'always',
     }));
@@ -604,7 +611,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   bridges(): BridgeStatus[] {
     const addresses = new Map<string, number>();
     for (const { bridge } of this.fdb()) addresses.set(bridge, (addresses.get(bridge) ?? 0) + 1);
-    return this.#bridges.list().map(({ name, ageing, snooping = false }) => {
+    return this.#bridges.list().map(({ name, ageing, snooping = false, querier = false }) => {
       const ports = this.#bridged().filter(({ spec }) => bridgeOf(spec) === name);
       return {
         name,
@@ -612,6 +619,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         vlans: ports.some(({ vlanAware }) => vlanAware),
         reserved: this.#bridges.reserved(name),
         snooping,
+        querier,
         ports: ports.map(({ spec }) => spec.name),
         addresses: addresses.get(name) ?? 0,
         ...given('spanningTree', this.#rstp.bridge(name)),
@@ -1034,6 +1042,9 @@ function becomeAware(entry: Entry, vlanAware: boolean): boolean {
   entry.vlanAware = vlanAware;
   return true;
 }
+
+const NO_TAG = new Uint8Array();
+const untagged = (vlan: number) => (vlan === 0 ? NO_TAG : undefined);
 
 /** The fields of a port's specification that are rules. */
 const rulesOf = (spec: PortSpec) =>

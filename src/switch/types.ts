@@ -247,6 +247,8 @@ export interface BridgeSpec {
   maxAge?: number;
   /** Seconds that a port listens, and again learns, beside a neighbour with STP: 4 to 30; default 15. */
   forwardDelay?: number;
+  /** With `snooping`: the switch asks who is in which group, where no router does; default false. */
+  querier?: boolean;
 }
 
 /** Fields of a bridge to be set anew; null: back to the default. */
@@ -261,6 +263,8 @@ export interface BridgeStatus {
   /** What becomes of frames to addresses that are reserved for bridges. */
   reserved: 'pass' | 'filter';
   snooping: boolean;
+  /** Does the switch ask who is in which group? */
+  querier: boolean;
   /** Names of its ports. */
   ports: string[];
   /** Known addresses. */

@@ -128,7 +128,16 @@ class Table implements SwitchControl {
   bridge(name: string): BridgeStatus {
     const spec = this.#bridges.get(name);
     if (spec === undefined) throw new SwitchError('NO_SUCH_BRIDGE', `no bridge ${name}`);
-    return { ageing: 300, snooping: false, ...spec, vlans: false, reserved: 'pass', ports: [], addresses: 0 };
+    return {
+      ageing: 300,
+      snooping: false,
+      querier: false,
+      ...spec,
+      vlans: false,
+      reserved: 'pass',
+      ports: [],
+      addresses: 0,
+    };
   }
 
   config(): SwitchOptions {

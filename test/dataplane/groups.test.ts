@@ -31,7 +31,18 @@ const START = 1000;
 const LIMIT = 16;
 const plane = new Plane();
 const { header } = plane.structures;
-const tables = new GroupTables(plane.arena, plane.structures, async () => {});
+/** What the switch has sent by itself, as `<port> <type> <group>`. */
+const sent: string[] = [];
+const tables = new GroupTables(
+  plane.arena,
+  plane.structures,
+  async () => {},
+  (slot, frame) => {
+    const six = frame[12] === 0x86;
+    const address = six ? frame.subarray(70, 86).toString('hex') : frame.subarray(42, 46).join('.');
+    sent.push(`${names[slot]} ${six ? frame[62] : frame[38]} ${address}`);
+  },
+);
 const names = ['router', 'a', 'b', 'c'];
 
 let all: Driver[];
@@ -84,7 +95,7 @@ function send(from: string, ...frames: Buffer[]): string[] {
 /** Turns the clock on, as the switch does each second. */
 function wait(seconds: number): void {
   header.set('now', header.get('now') + seconds);
-  tables.age();
+  tables.tick();
 }
 
 const list = (): GroupsStatus =>
@@ -358,7 +369,13 @@ describe('routers', () => {
     send('a', igmpQuery(from('a'), '10.0.0.2', { group: G, wait: 1 }));
     wait(10);
     assert.deepEqual(members(), [`${G} b`], 'nor do they make others leave');
-    const places = names.map((_, slot) => ({ slot, bridge: 0, isRouter: slot === who('c') }));
+    const places = names.map((_, slot) => ({
+      slot,
+      bridge: 0,
+      isRouter: slot === who('c'),
+      names: [0],
+      tag: () => undefined,
+    }));
     tables.refresh(places, () => undefined);
     assert.equal(data('a', G), 'router b c');
     assert.equal(data('a', H6), 'router c');
@@ -519,6 +536,135 @@ describe('messages that are wrong', () => {
       assert.ok(struct.get('groups') >= places.filter((place) => place === name).length, when);
     }
   }
+});
+
+describe('the switch itself', () => {
+  const ports = (there = names) =>
+    there.map((name) => ({
+      slot: who(name),
+      bridge: 0,
+      isRouter: false,
+      names: [0],
+      tag: (vlan: number) => (vlan === 0 ? new Uint8Array() : undefined),
+    }));
+  const none = () => undefined;
+  const take = () => sent.splice(0).sort();
+  const general = (...to: string[]) =>
+    to.flatMap((name) => [`${name} 130 ${'0'.repeat(32)}`, `${name} 17 0.0.0.0`]).sort();
+  const start = () => {
+    sent.length = 0;
+    tables.set(0, true, true);
+    tables.refresh(ports(), none);
+  };
+
+  test('asks all, thrice in the first minute and then every 125 seconds, and who has come', () => {
+    start();
+    all[who('c')]!.port.struct.set('pairs', 0);
+    wait(0);
+    assert.deepEqual(take(), [], 'a port that has just come may not hear it');
+    wait(1);
+    assert.deepEqual(take(), general('router', 'a', 'b'));
+    send('a', igmpReport(from('a'), G));
+    assert.equal(data('b', G), 'router a', 'they have the time to answer');
+    all[who('c')]!.port.struct.set('pairs', 1);
+    wait(1);
+    assert.deepEqual(take(), []);
+    wait(1);
+    assert.deepEqual(take(), general('c'));
+    assert.equal(data('b', G), 'router a c');
+    wait(9);
+    assert.equal(data('b', G), 'a');
+    assert.equal(data('b', H), '', 'no router is there');
+    assert.deepEqual(send('b', igmpReport(from('b'), G)), [''], 'nor for reports');
+    for (const [after, times] of [
+      [19, 1],
+      [30, 0],
+      [1, 1],
+      [124, 0],
+      [1, 1],
+      [125, 1],
+    ] as const) {
+      wait(after);
+      assert.deepEqual(take(), times ? general(...names) : []);
+    }
+    // In another VLAN nobody asks.
+    tables.set(0, true);
+    tables.refresh(ports(), none);
+    assert.equal(data('b', H), 'router a c');
+    wait(300);
+    assert.deepEqual(take(), []);
+  });
+
+  test('gives way to others, and asks again when they are gone', () => {
+    start();
+    wait(0);
+    wait(1);
+    take();
+    const six = general(...names).filter((text) => / 130 /.test(text));
+    // Zeros are a switch's, too.
+    send('router', igmpQuery(from('router'), '0.0.0.0'), mldQuery(from('router'), 'febf::1'));
+    wait(31);
+    assert.deepEqual(take(), general(...names));
+    send('router', igmpQuery(from('router'), '10.0.0.1'));
+    wait(31);
+    assert.deepEqual(take(), six);
+    send('router', igmpQuery(from('router'), '10.0.0.1'), mldQuery(from('router'), 'fe80::1'));
+    wait(125);
+    assert.deepEqual(take(), []);
+    wait(125);
+    assert.deepEqual(take(), []);
+    wait(125);
+    assert.deepEqual(take(), general(...names));
+  });
+
+  test('sends frames for groups to all when hosts may be elsewhere, until they have been asked', () => {
+    ask();
+    send('a', igmpReport(from('a'), G));
+    assert.equal(data('b', G), 'router a');
+    tables.stir(0);
+    assert.equal(data('b', G), 'router a c');
+    assert.deepEqual(send('b', igmpReport(from('b'), H)), ['router a c']);
+    wait(243);
+    assert.equal(data('b', G), 'router a c');
+    send('router', igmpQuery(from('router'), '10.0.0.1'));
+    send('a', igmpReport(from('a'), G));
+    wait(17);
+    assert.equal(data('b', G), 'router a');
+    // The switch itself does so at once.
+    tables.forget(who('router'));
+    start();
+    wait(1);
+    wait(12);
+    take();
+    tables.stir(0);
+    wait(1);
+    assert.deepEqual(take(), general(...names));
+    assert.equal(data('b', G), 'router a c');
+    wait(11);
+    assert.equal(data('b', G), 'a');
+  });
+
+  test('asks on a port who is in a group that a host has left', () => {
+    start();
+    wait(0);
+    wait(1);
+    take();
+    send('a', igmpReport(from('a'), G), mldReport(from('a'), G6), igmpReport(from('a'), H));
+    send('a', igmpLeave(from('a'), G), mldDone(from('a'), G6));
+    const both = [`a 130 ${'ff0e0000000000000000000000010001'}`, `a 17 ${G}`];
+    wait(1);
+    assert.deepEqual(take(), both);
+    wait(1);
+    assert.deepEqual(take(), both, 'one may be lost');
+    send('a', igmpReport(from('a'), G));
+    wait(1);
+    assert.deepEqual(take(), both.slice(0, 1));
+    wait(1);
+    assert.deepEqual(take(), []);
+    assert.deepEqual(members(), [`${G} a`, `${H} a`]);
+    wait(200);
+    assert.deepEqual(members(), [`${G} a`, `${H} a`]);
+  });
 });
 
 describe('ports that an operator has entered', () => {

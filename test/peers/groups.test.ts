@@ -192,4 +192,23 @@ describe('a Linux bridge that asks, and kernels that are members', { skip: ownNe
     await until(() => groups().length === 0, 'nobody is in');
     assert.deepEqual(witnessed(), []);
   });
+
+  test('the switch asks where nobody else does, and the kernels answer', async () => {
+    await vswitch.removePort('ask');
+    for (const name of ['one', 'two']) await say(name, 'add');
+    await until(() => groups().join() === `${G} one,two,${G6} one,two`, 'both have reported');
+    await vswitch.setPort('two', { fastLeave: null });
+    // What was learned is gone, and nothing but a question brings it back.
+    await vswitch.setBridge('default', { snooping: null });
+    await vswitch.setBridge('default', { snooping: true, querier: true });
+    assert.deepEqual(groups(), []);
+    await until(() => groups().join() === `${G} one,two,${G6} one,two`, 'both have answered');
+    for (const [name, left] of [
+      ['two', `${G} one,${G6} one`],
+      ['one', ''],
+    ] as const) {
+      await say(name, 'drop');
+      await until(() => groups().join() === left, `${name} is out`);
+    }
+  });
 });
