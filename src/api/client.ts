@@ -11,6 +11,8 @@ import type {
   FdbEntry,
   GroupSpec,
   GroupsStatus,
+  MirrorSpec,
+  MirrorStatus,
   PortChange,
   PortDetail,
   PortSpec,
@@ -125,6 +127,22 @@ export class ControlClient {
 
   removeBridge(name: string): Promise<void> {
     return this.#call('DELETE', `/v1/bridges/${encodeURIComponent(name)}`);
+  }
+
+  mirrors(): Promise<MirrorStatus[]> {
+    return this.#call('GET', '/v1/mirrors');
+  }
+
+  mirror(name: string): Promise<MirrorStatus> {
+    return this.#call('GET', `/v1/mirrors/${encodeURIComponent(name)}`);
+  }
+
+  addMirror(spec: MirrorSpec): Promise<MirrorStatus> {
+    return this.#call('POST', '/v1/mirrors', spec);
+  }
+
+  removeMirror(name: string): Promise<void> {
+    return this.#call('DELETE', `/v1/mirrors/${encodeURIComponent(name)}`);
   }
 
   config(): Promise<SwitchOptions> {

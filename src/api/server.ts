@@ -12,6 +12,10 @@
  *     GET    /v1/bridges/NAME  BridgeStatus
  *     PATCH  /v1/bridges/NAME  body fields to set anew, null: the default; BridgeStatus
  *     DELETE /v1/bridges/NAME  204
+ *     GET    /v1/mirrors       MirrorStatus[]
+ *     POST   /v1/mirrors       body MirrorSpec; 201, MirrorStatus
+ *     GET    /v1/mirrors/NAME  MirrorStatus
+ *     DELETE /v1/mirrors/NAME  204
  *     GET    /v1/config        SwitchOptions: a file with them recreates the switch
  *     PUT    /v1/config        body SwitchOptions; Applied: what differed, and what was done
  *     GET    /v1/capture?port=NAME|any[&filter=…][&snaplen=N][&count=N][&seconds=N]
@@ -49,6 +53,8 @@ import type {
   GroupMember,
   GroupSpec,
   GroupsStatus,
+  MirrorSpec,
+  MirrorStatus,
   PortChange,
   PortDetail,
   PortSpec,
@@ -71,6 +77,10 @@ export interface SwitchControl {
   removeBridge(name: string): Promise<void>;
   bridges(): BridgeStatus[];
   bridge(name: string): BridgeStatus;
+  addMirror(spec: MirrorSpec): Promise<void>;
+  removeMirror(name: string): Promise<void>;
+  mirrors(): MirrorStatus[];
+  mirror(name: string): MirrorStatus;
   config(): SwitchOptions;
   apply(options: SwitchOptions): Promise<Applied>;
   fdb(): FdbEntry[];
@@ -128,6 +138,8 @@ const STATUS_OF: Record<SwitchErrorCode, number> = {
   PORT_EXISTS: 409,
   NO_SUCH_BRIDGE: 404,
   BRIDGE_EXISTS: 409,
+  NO_SUCH_MIRROR: 404,
+  MIRROR_EXISTS: 409,
   NO_SUCH_ADDRESS: 404,
   NO_SUCH_GROUP: 404,
   LIMIT: 409,
@@ -211,6 +223,28 @@ const ROUTES: Route[] = [
       },
       DELETE: async ({ control, name }) => {
         await control.removeBridge(name);
+        return { status: 204 };
+      },
+    },
+  },
+  {
+    path: /^\/v1\/mirrors$/,
+    methods: {
+      GET: ({ control }) => ok(control.mirrors()),
+      POST: async ({ control, request }) => {
+        // The switch checks it.
+        const spec = (await readJson(request)) as MirrorSpec;
+        await control.addMirror(spec);
+        return { status: 201, body: control.mirror(spec.name) };
+      },
+    },
+  },
+  {
+    path: /^\/v1\/mirrors\/([^/]+)$/,
+    methods: {
+      GET: ({ control, name }) => ok(control.mirror(name)),
+      DELETE: async ({ control, name }) => {
+        await control.removeMirror(name);
         return { status: 204 };
       },
     },

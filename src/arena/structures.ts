@@ -75,7 +75,9 @@ const RULES = [
   'protocols',
   'bond',
   'member',
+  'mirrors',
 ] as const;
+const MIRROR = ['ways', 'vlans', 'vlan', 'ports', 'copied', 'lost'] as const;
 const BUCKET = ['rate', 'burst'] as const;
 const FIFO = ['at', 'size', 'count'] as const;
 const LINE = ['limit', 'delay', 'jitter', 'random', 'loss', 'duplicate', 'reorder', 'corrupt'] as const;
@@ -119,6 +121,7 @@ export type LineStruct = Struct<(typeof LINE)[number]>;
 export type BucketStruct = Struct<(typeof BUCKET)[number]>;
 export type GuardStruct = Struct<(typeof GUARD)[number]>;
 export type StormStruct = Struct<(typeof STORM)[number]>;
+export type MirrorStruct = Struct<(typeof MIRROR)[number]>;
 export type VlansStruct = Struct<(typeof VLANS)[number]>;
 export type BondStruct = Struct<(typeof BOND)[number]>;
 export type BondMemberStruct = Struct<(typeof BOND_MEMBER)[number]>;
@@ -156,6 +159,7 @@ export class Structures {
       line: fields(layout, 'Line', LINE),
       guard: fields(layout, 'Guard', GUARD),
       storm: fields(layout, 'Storm', STORM),
+      mirror: fields(layout, 'Mirror', MIRROR),
       vlans: fields(layout, 'Vlans', VLANS),
       bond: fields(layout, 'Bond', BOND),
       bondMember: fields(layout, 'BondMember', BOND_MEMBER),
@@ -225,6 +229,11 @@ export class Structures {
   /** How much a port may send to all, at an offset of the arena. */
   storm(at: number): StormStruct {
     return new Struct(this.#arena, at, this.#offsets.storm);
+  }
+
+  /** Where copies go, at an offset of the arena. */
+  mirror(at: number): MirrorStruct {
+    return new Struct(this.#arena, at, this.#offsets.mirror);
   }
 
   /** The VLANs of a port, at an offset of the arena. */

@@ -22,8 +22,17 @@ interface Interface {
   lost: bigint;
 }
 
-const RING = ['at', 'size', 'written', 'taken', 'epoch', 'lost'] as const;
-const WATCH = ['rings', 'filter', 'snaplen', 'number', 'ways', 'lost'] as const;
+/** What is captured where it isn't the options' port that says so. */
+export interface Choice {
+  wants(port: string): boolean;
+  /** WAY_IN, WAY_OUT of the data plane. */
+  ways: number;
+  /** A bit for each VLAN; default: all. */
+  vlans?: Uint32Array;
+}
+
+const RING = ['at', 'size', 'written', 'taken', 'epoch', 'frames', 'lost'] as const;
+const WATCH = ['rings', 'filter', 'snaplen', 'number', 'ways', 'vlans', 'lost'] as const;
 
 /** Bytes of a worker's ring, a power of 2. */
 const RING_BYTES = 8 << 20;
@@ -47,6 +56,8 @@ export class Capture implements CaptureStream {
   readonly #rooms: Range[] = [];
   readonly #bytes: Range;
   readonly #program: Range | undefined;
+  readonly #choice: Choice | undefined;
+  readonly #vlans: Range | undefined;
   readonly #interfaces: Interface[] = [];
   /** Interfaces that the stream has not told of yet. */
   #untold = 0;
@@ -61,18 +72,24 @@ export class Capture implements CaptureStream {
     id: number,
     options: CaptureOptions,
     leave: (capture: Capture) => Promise<void>,
+    choice?: Choice,
   ) {
     this.id = id;
     this.options = options;
     this.#arena = arena;
     this.#structures = structures;
     this.#leave = leave;
+    this.#choice = choice;
     const program = options.filter === undefined ? undefined : compileFilter(options.filter);
     this.#bytes = arena.reserve(workers * RING_BYTES);
     try {
       if (program !== undefined) {
         this.#program = arena.takeTable(program.byteLength);
         arena.u32.set(program, this.#program.start >>> 2);
+      }
+      if (choice?.vlans !== undefined) {
+        this.#vlans = arena.takeTable(choice.vlans.byteLength);
+        arena.u32.set(choice.vlans, this.#vlans.start >>> 2);
       }
       const stride = structures.constant('CAPTURE_STRIDE');
       const rings = arena.takeTable(workers * stride);
@@ -97,7 +114,13 @@ export class Capture implements CaptureStream {
     return this.#rings.reduce((sum, ring) => sum + ring.get64('lost'), 0n);
   }
 
+  /** Frames that found room. */
+  get frames(): bigint {
+    return this.#rings.reduce((sum, ring) => sum + ring.get64('frames'), 0n);
+  }
+
   wants(port: string): boolean {
+    if (this.#choice !== undefined) return !this.#stopped && this.#choice.wants(port);
     return !this.#stopped && (this.options.port === 'any' || this.options.port === port);
   }
 
@@ -115,7 +138,8 @@ export class Capture implements CaptureStream {
     watch.set('filter', this.#program?.start ?? 0);
     watch.set('snaplen', this.options.snaplen ?? WHOLE_FRAME);
     watch.set('number', this.#interfaces.length);
-    watch.set('ways', BOTH_WAYS);
+    watch.set('ways', this.#choice?.ways ?? BOTH_WAYS);
+    watch.set('vlans', this.#vlans?.start ?? 0);
     this.#interfaces.push({ name, at: room.start, room, frames: 0n, lost: 0n });
   }
 
@@ -130,7 +154,7 @@ export class Capture implements CaptureStream {
     gone.lost = this.#lostOf(gone);
     this.#arena.freeTable(gone.room!);
     gone.room = undefined;
-    if (this.options.port === name) this.stop();
+    if (this.#choice === undefined && this.options.port === name) this.stop();
   }
 
   /** Lets the stream end, with what has come by now. */
@@ -242,7 +266,7 @@ export class Capture implements CaptureStream {
 
   #freeAll(): void {
     for (const room of this.#rooms.splice(0)) this.#arena.freeTable(room);
-    if (this.#program !== undefined) this.#arena.freeTable(this.#program);
+    for (const room of [this.#program, this.#vlans]) if (room !== undefined) this.#arena.freeTable(room);
     this.#arena.unmap(this.#bytes);
   }
 }

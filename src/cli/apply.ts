@@ -20,7 +20,7 @@ export function declareApply(program: Command): void {
     const wanted = await readFileOptions(file);
     const applied = await (await connect(options)).apply(wanted);
     print(options, applied, () => appliedText(applied));
-    if (applied.failed.length > 0) process.exitCode = 1;
+    if (applied.failed.length + applied.mirrors.failed.length > 0) process.exitCode = 1;
   });
 }
 
@@ -32,6 +32,7 @@ function appliedText({
   bridges,
   fdb,
   groups,
+  mirrors,
   settings,
   failed,
 }: Applied): string {
@@ -46,8 +47,11 @@ function appliedText({
     ...fdb.added.map((mac) => `address ${mac} added`),
     ...groups.removed.map((group) => `group ${group} removed`),
     ...groups.added.map((group) => `group ${group} added`),
+    ...mirrors.removed.map((name) => `mirror ${name} removed`),
+    ...mirrors.added.map((name) => `mirror ${name} added`),
     ...settings.map((name) => `${name} changed`),
     ...failed.map(({ port, error }) => `port ${port} failed: ${error}`),
+    ...mirrors.failed.map(({ mirror, error }) => `mirror ${mirror} failed: ${error}`),
   ];
   const kept = `${unchanged.length} port${unchanged.length === 1 ? '' : 's'} as before`;
   return `${[...lines, lines.length === 0 ? `nothing to do, ${kept}` : kept].join('\n')}\n`;

@@ -13,6 +13,7 @@ import { declareConfig } from './config.ts';
 import { declareFdb } from './fdb.ts';
 import { declareGen } from './gen.ts';
 import { declareGroups } from './groups.ts';
+import { declareMirror } from './mirror.ts';
 import { declarePort } from './port.ts';
 import { declarePorts } from './ports.ts';
 import { declareQemu } from './qemu.ts';
@@ -41,6 +42,7 @@ for (const declare of [
   declareBridge,
   declareFdb,
   declareGroups,
+  declareMirror,
   declareCapture,
   declareConfig,
   declareApply,

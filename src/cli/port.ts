@@ -225,6 +225,12 @@ export function portText(port: PortDetail): string {
         : []),
       ...(rulesText(port) === '' ? [] : [['rules', rulesText(port)] as [string, string]]),
       ...(port.spanningTree ? treePairs(port.spanningTree) : []),
+      ...(port.mirrors.from.length === 0
+        ? []
+        : [['mirrored', `by ${port.mirrors.from.join(', ')}`] as [string, string]]),
+      ...(port.mirrors.to.length === 0
+        ? []
+        : [['monitor', `copies of ${port.mirrors.to.join(', ')}`] as [string, string]]),
       ...(port.note === undefined ? [] : [['link', port.note] as [string, string]]),
       ['last error', port.lastError ?? 'none'],
     ]),

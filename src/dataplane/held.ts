@@ -12,6 +12,7 @@ import { nothingUndone, undone, writeFrame } from './frames';
 import { BROKEN, BURST, drop, DROP_BROKEN, DROP_NO_GUEST, DROP_RING_FULL, Held, HELD_ROOM, Vring } from './layout';
 import { frameAt, HASH, listSlot, Packet, packetAt, pieceFrame, piecePacket, worker } from './scratch';
 import { cut, piece } from './segment';
+import { explainOut, watching } from './watch';
 
 /** Where the frame begins in its entry, behind length and header. */
 const FRAME: u32 = 16;
@@ -32,7 +33,10 @@ let kept: u32 = 0;
 
 /** The ring doesn't take the frames of the burst, or of the worker's list, from `first` to before `count`. */
 export function leave(vring: Vring, first: u32, count: u32, every: bool): void {
-  if (!waits(vring, count - first)) return;
+  if (!waits(vring, count - first)) {
+    if (watching != 0) explainOut(first, count, every, vring.state == BROKEN ? DROP_BROKEN : DROP_RING_FULL);
+    return;
+  }
   for (let i = first; i < count; i++) {
     const which = every ? i : load<u32>(listSlot(i));
     const packet = packetAt(which);

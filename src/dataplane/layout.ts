@@ -195,6 +195,27 @@ export class Rules {
   /** Of a bond what it is made of (`Bond`), with STAGE_BOND; of a member whose it is (`BondMember`), with STAGE_MEMBER. */
   bond: usize;
   member: usize;
+  /** Mirrors that copy its frames, with STAGE_MIRROR: how many (u32), and the address of each `Mirror` (u32). */
+  mirrors: usize;
+}
+
+/** Where copies of some ports' frames go (mirror.ts). */
+@unmanaged
+export class Mirror {
+  /** 0: so many captures watch a port that gets copies and has none (watch.ts). */
+  watches: u32;
+  /** WAY_IN, WAY_OUT: frames from the ports, to them. */
+  ways: u32;
+  /** A bit for each VLAN whose frames are copied; 0: whatever VLAN a frame is in. */
+  vlans: usize;
+  /** The VLAN that the copies are in (RSPAN); 0: they are as on the port. */
+  vlan: u32;
+  /** The ports that they go to: how many (u32), and their indices (u32). */
+  ports: usize;
+  pad: u32;
+  /** Copies that were written, and such as found no room. */
+  copied: u64;
+  lost: u64;
 }
 
 /** How a bond sends (bond.ts). Behind it stands the member for each of FLOWS hashes, the index of a port, u32. */
@@ -231,7 +252,8 @@ export class Watch {
   number: u32;
   /** WAY_IN, WAY_OUT. */
   ways: u32;
-  pad: u32;
+  /** A bit for each VLAN whose frames are wanted; 0: whatever VLAN a frame is in. */
+  vlans: usize;
   /** Frames that found no room. */
   lost: u64;
 }
@@ -244,6 +266,9 @@ export const STAGE_SHAPE: u32 = 512;
 export const STAGE_LINE: u32 = 1024;
 /** Of frames from the port the first stage, of frames to it the last. */
 export const STAGE_CAPTURE: u32 = 0x8000_0000;
+/** The same for mirrors; and the port gets their copies, and nothing else (mirror.ts). */
+export const STAGE_MIRROR: u32 = 0x0800_0000;
+export const STAGE_MONITOR: u32 = 0x0400_0000;
 export const STAGE_GUARD: u32 = 4;
 export const STAGE_STORM: u32 = 8;
 export const STAGE_LOCKED: u32 = 16;
@@ -796,6 +821,7 @@ export const PORT_STRIDE: usize = (offsetof<Port>() + 63) & ~63;
 export const RULES_STRIDE: usize = (offsetof<Rules>() + 63) & ~63;
 export const LOG_STRIDE: usize = (offsetof<Log>() + 63) & ~63;
 export const WATCH_STRIDE: usize = (offsetof<Watch>() + 63) & ~63;
+export const MIRROR_STRIDE: usize = (offsetof<Mirror>() + 63) & ~63;
 export const REGION_STRIDE: usize = offsetof<Region>();
 export const WINDOW_STRIDE: usize = 16;
 export const DRIVER_RING_STRIDE: usize = (offsetof<DriverRing>() + 63) & ~63;

@@ -12,10 +12,11 @@ import { handUp } from './control-frames';
 import { screen } from './guard';
 import {
   Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_BLOCKED, STAGE_CAPTURE, STAGE_GUARD, STAGE_ISOLATION, STAGE_LEASED, STAGE_LINE,
-  STAGE_LOCKED, STAGE_POLICE, STAGE_PROTOCOLS, STAGE_SHAPE, STAGE_VLAN,
+  STAGE_LOCKED, STAGE_MIRROR, STAGE_MONITOR, STAGE_POLICE, STAGE_PROTOCOLS, STAGE_SHAPE, STAGE_VLAN,
 } from './layout';
 import { fromLine, intoLine } from './line';
 import { lockOut } from './locked';
+import { AS_IT_IS, copying, mirrorIn, reserve, silence } from './mirror';
 import { police } from './police';
 import { listSlot, NOWHERE, packetAt } from './scratch';
 import { shape } from './shape';
@@ -50,6 +51,8 @@ export const RULE_DISCARDING_IN: u32 = 23;
 export const RULE_DISCARDING_OUT: u32 = 24;
 /** The control plane counts another one, 25: bad BPDUs. */
 export const RULE_BOND_CLOSED: u32 = 26;
+export const RULE_FROM_MONITOR: u32 = 27;
+export const RULE_TO_MONITOR: u32 = 28;
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -83,6 +86,8 @@ export function admit(port: u32, rules: Rules, count: u32): void {
   // The cable comes first: what is under way is looked at when it has arrived.
   if (rules.ingress & STAGE_LINE) fromLine(port, rules, count);
   if (rules.ingress & STAGE_CAPTURE) watchIn(rules, count);
+  if (rules.ingress & STAGE_MIRROR) mirrorIn(portAt(port), rules, count);
+  if (rules.ingress & STAGE_MONITOR) silence(rules, count);
   if (rules.ingress & STAGE_PROTOCOLS) handUp(port, rules, count);
   if (rules.ingress & STAGE_POLICE) police(rules, count);
   if (rules.ingress & STAGE_GUARD) screen(rules, count);
@@ -108,11 +113,15 @@ export function reaches(rules: Rules, to: u32): bool {
  */
 export function depart(port: Port, rules: Rules, count: u32, every: bool): u32 {
   if (every) for (let i: u32 = 0; i < count; i++) store<u32>(listSlot(i), i);
-  if (rules.egress & (STAGE_BLOCKED | STAGE_LEASED) && isBlocked(rules.egress)) {
+  if (copying != AS_IT_IS && rules.egress & (STAGE_BLOCKED | STAGE_LEASED) && isBlocked(rules.egress)) {
     keepBack(rules, count);
     return 0;
   }
-  if (rules.egress & STAGE_VLAN) count = dress(rules, count);
+  if (rules.egress & STAGE_MONITOR && !copying) {
+    reserve(rules, count);
+    return 0;
+  }
+  if (rules.egress & STAGE_VLAN && copying != AS_IT_IS) count = dress(rules, count);
   if (rules.egress & (STAGE_SHAPE | STAGE_LINE)) count = postpone(port, rules, count);
   return count;
 }

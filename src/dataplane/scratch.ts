@@ -7,7 +7,7 @@
  *   +0x00_a000  their snapshots
  *   +0x00_d000  per port: the burst that it was last a destination of
  *   +0x00_f000  the destinations of the burst
- *   +0x01_1000  the packets for one destination
+ *   +0x01_1000  the packets for one destination; those that mirrors are asked about, and those that one of them wants
  *   +0x01_2000  its packets with their rings, where it has several
  *   +0x01_3000  used descriptors that a packed ring gets at the end of the burst
  *   +0x01_4000  where captures have the records of its packets, and rings with records
@@ -36,6 +36,8 @@ const SNAPSHOTS: usize = 0xa000;
 const MARKS: usize = 0xd000;
 const DESTINATIONS: usize = 0xf000;
 const LIST: usize = 0x1_1000;
+const KEPT: usize = 0x1_1400;
+const CHOSEN: usize = 0x1_1800;
 const SPREAD: usize = 0x1_2000;
 const LATER: usize = 0x1_3000;
 const RECORDS: usize = 0x1_4000;
@@ -91,6 +93,11 @@ export class Note {
   tci: u32;
   /** Type of the tag that the snapshot has now, as it is loaded little-endian; 0: none. */
   form: u32;
+  /** What all this was, and the frame's tag, before the frame was lent to a mirror's VLAN. */
+  ownFid: u32;
+  ownTci: u32;
+  ownForm: u32;
+  ownTag: u32;
 }
 
 /** A contiguous piece of a buffer. */
@@ -150,6 +157,8 @@ export function leaveControl(before: usize): void {
 @inline export function markSlot(port: u32): usize { return base + MARKS + ((<usize>port) << 2); }
 @inline export function destinationSlot(index: u32): usize { return base + DESTINATIONS + ((<usize>index) << 2); }
 @inline export function listSlot(index: u32): usize { return base + LIST + ((<usize>index) << 2); }
+@inline export function keptSlot(index: u32): usize { return base + KEPT + ((<usize>index) << 2); }
+@inline export function chosenSlot(index: u32): usize { return base + CHOSEN + ((<usize>index) << 2); }
 /** Number of a packet, and the ring that it goes to: u32 each. */
 @inline export function spreadSlot(index: u32): usize { return base + SPREAD + ((<usize>index) << 3); }
 /** Number of a packet, and the port that it leaves a bond by: u32 each. */

@@ -9,7 +9,8 @@
 import { leave } from './bond';
 import { transmit } from './device';
 import { flowHash } from './flow';
-import { FLOWS, Port, Reception, Rules, STAGE_BOND, STAGE_CAPTURE, Vring } from './layout';
+import { FLOWS, Port, Reception, Rules, STAGE_BOND, STAGE_CAPTURE, STAGE_MIRROR, Vring } from './layout';
+import { copying, keepList, mirrorOut, recallList } from './mirror';
 import { passes } from './receive-filter';
 import { depart } from './rules';
 import { frameAt, HASH, listSlot, packetAt, spreadSlot } from './scratch';
@@ -31,21 +32,30 @@ export function deliver(port: Port, count: u32, every: bool): void {
 
 /** The same for frames that have been through the port's rules. */
 export function hand(port: Port, count: u32, every: bool): void {
-  if (port.rules != 0 && changetype<Rules>(port.rules).egress & (STAGE_CAPTURE | STAGE_BOND)) handRuled(port, count, every);
+  if (port.rules != 0 && changetype<Rules>(port.rules).egress & (STAGE_CAPTURE | STAGE_BOND | STAGE_MIRROR)) handRuled(port, count, every);
   else handOver(port, count, every);
 }
 
 function handRuled(port: Port, count: u32, every: bool): void {
   const rules = changetype<Rules>(port.rules);
+  const mirrored = rules.egress & STAGE_MIRROR && !copying;
   if (rules.egress & STAGE_CAPTURE) watchOut(rules, count, every);
+  if (mirrored) keepList(count, every);
   if (rules.egress & STAGE_BOND && port.pairs != 0) {
     // What becomes of the frames from here on those who look at the members see.
-    endWatch();
+    if (!copying) endWatch();
+    if (mirrored) {
+      // Before the members have the frames: theirs may be mirrored, too.
+      mirrorOut(port, rules, count);
+      recallList(count);
+      every = false;
+    }
     leave(rules, count, every);
     return;
   }
   handOver(port, count, every);
-  endWatch();
+  if (!copying) endWatch();
+  if (mirrored) mirrorOut(port, rules, count);
 }
 
 @inline

@@ -13,7 +13,7 @@
  * a priority alone (VID 0), and the frames of that VLAN leave the port without a tag.
  */
 import { gather } from './chain';
-import { DECIDED, MAX_FRAME, MEMBERS_OFFSET, Rules, Vlans } from './layout';
+import { DECIDED, MAX_FRAME, MEMBERS_OFFSET, Rules, STAGE_VLAN, Vlans } from './layout';
 import {
   RULE_VLAN_INNER_TAG, RULE_VLAN_NOT_ADMITTED, RULE_VLAN_NOT_MEMBER, RULE_VLAN_TOO_LONG, turnAway, VLAN_BITS, withhold,
 } from './rules';
@@ -24,6 +24,7 @@ const TAG: u32 = 4;
 const PLACE: usize = 12;
 const SHORTEST_TAGGED: u32 = 18;
 const VID: u32 = 0xfff;
+const DOT1Q: u32 = 0x0081;
 /** csum_start is a field of 16 bits. */
 const LAST_START: u32 = 0xffff - TAG;
 const NEEDS_CSUM: u8 = 1;
@@ -36,7 +37,27 @@ let noted = false;
 
 @inline
 function isMember(vlans: Vlans, vid: u32): bool {
-  return (load<u32>(changetype<usize>(vlans) + MEMBERS_OFFSET + ((<usize>vid >> 5) << 2)) >> (vid & 31) & 1) != 0;
+  return isIn(changetype<usize>(vlans) + MEMBERS_OFFSET, vid);
+}
+
+/** Is a VLAN in a set with a bit for each? */
+@inline export function isIn(set: usize, vid: u32): bool {
+  return (load<u32>(set + ((<usize>vid >> 5) << 2)) >> (vid & 31) & 1) != 0;
+}
+
+/** The VLAN of a frame in the form that it has on a port with these rules; NO_VLAN: none. */
+export function vlanOf(rules: Rules, which: u32): u32 {
+  const frame = frameAt(which);
+  // On a bridge without VLANs tags are as good as on a trunk of all.
+  let type = DOT1Q;
+  let pvid: u32 = 0;
+  if (rules.ingress & STAGE_VLAN) {
+    type = changetype<Vlans>(rules.vlans).type;
+    pvid = changetype<Vlans>(rules.vlans).pvid;
+  }
+  if (<u32>load<u16>(frame, PLACE) != type || packetAt(which).length < SHORTEST_TAGGED) return pvid;
+  const vid = <u32>bswap(load<u16>(frame, PLACE + 2)) & VID;
+  return vid != 0 ? vid : pvid;
 }
 
 /** Finds the VLANs of the first `count` frames of the burst, which came from a port on `bridge`. */
@@ -106,6 +127,48 @@ export function dress(rules: Rules, count: u32): u32 {
     store<u32>(listSlot(left++), which);
   }
   return left;
+}
+
+/**
+ * Frames may be lent to another VLAN for a while, for mirrors: lend() each, send them to ports of that VLAN, and
+ * giveBack() each. Returns what endGuests() takes.
+ */
+export function beginGuests(): bool {
+  const before = noted;
+  noted = true;
+  return before;
+}
+export function endGuests(before: bool): void { noted = before; }
+
+/** Brings a frame, in the form that it has on a port with these rules, into a VLAN: its tag's place is taken by that. */
+export function lend(rules: Rules, which: u32, fid: u32): void {
+  const note = noteAt(which);
+  const frame = frameAt(which);
+  note.ownFid = note.fid;
+  note.ownTci = note.tci;
+  note.ownForm = note.form;
+  const type = rules.ingress & STAGE_VLAN ? changetype<Vlans>(rules.vlans).type : DOT1Q;
+  const tagged = <u32>load<u16>(frame, PLACE) == type && packetAt(which).length >= SHORTEST_TAGGED;
+  note.ownTag = tagged ? load<u32>(frame, PLACE) : 0;
+  note.form = tagged ? type : 0;
+  note.tci = (<u32>bswap(<u16>(note.ownTag >> 16)) & ~VID) | (fid & VID);
+  note.fid = fid;
+}
+
+/** Gives a frame its own tag, or none, again. */
+export function giveBack(which: u32): void {
+  const note = noteAt(which);
+  const packet = packetAt(which);
+  const frame = frameAt(which);
+  if (note.ownTag != 0) {
+    if (note.form == 0) insertTag(packet, frame);
+    store<u32>(frame, note.ownTag, PLACE);
+  } else if (note.form != 0) {
+    removeTag(packet, frame);
+  }
+  note.fid = note.ownFid;
+  note.tci = note.ownTci;
+  note.form = note.ownForm;
 }
 
 /** Makes room for a tag; false where the frame is too long for that. */

@@ -10,10 +10,11 @@
 import { Capture, CAPTURE_STRIDE, putBytes, putWord } from './capture';
 import { now } from './clock';
 import { bytesOf, undone } from './frames';
-import { Rules, SNAPSHOT, Watch } from './layout';
+import { Mirror, Rules, SNAPSHOT, Watch } from './layout';
 import { matches } from './packet-filter';
 import { frameAt, listSlot, NOWHERE, recordSlot, Packet, packetAt, watchedSlot, wholeFrame, worker } from './scratch';
 import { completeCopy } from './segment';
+import { isIn, vlanOf } from './vlan';
 
 /** Watch.ways: frames from the port, and to it. */
 export const WAY_IN: u32 = 1;
@@ -39,6 +40,10 @@ let touched: u32 = 0;
 let came: usize = 0;
 export let watching: usize = 0;
 
+/** Frames that rings have not taken since beginCopies(), and the last one of them. */
+export let unsent: u32 = 0;
+let lastUnsent: u32 = 0;
+
 @inline function watchesOf(list: usize): u32 { return load<u32>(list); }
 @inline function watchAt(list: usize, index: u32): Watch {
   return changetype<Watch>(<usize>load<u32>(list + 8 + (<usize>index << 2)));
@@ -50,7 +55,7 @@ export function watchIn(rules: Rules, count: u32): void {
   for (let w: u32 = 0; w < watchesOf(came); w++) {
     const watch = watchAt(came, w);
     for (let i: u32 = 0; i < count; i++) {
-      const seen = watch.ways & WAY_IN && packetAt(i).destination != NOWHERE;
+      const seen = watch.ways & WAY_IN && packetAt(i).destination != NOWHERE && wants(watch, rules, i);
       store<u32>(recordSlot(0, w, i), seen ? record(watch, WAY_IN, i, 0) : NONE);
     }
   }
@@ -63,12 +68,26 @@ export function watchOut(rules: Rules, count: u32, every: bool): void {
     const watch = watchAt(watching, w);
     for (let i: u32 = 0; i < count; i++) {
       const which = every ? i : load<u32>(listSlot(i));
-      store<u32>(recordSlot(1, w, which), watch.ways & WAY_OUT ? record(watch, WAY_OUT, which, 0) : NONE);
+      const seen = watch.ways & WAY_OUT && wants(watch, rules, which);
+      store<u32>(recordSlot(1, w, which), seen ? record(watch, WAY_OUT, which, 0) : NONE);
     }
   }
 }
 
 @inline export function endWatch(): void { watching = 0; }
+
+/** Copies go to a port's rings now, whether a capture watches it or not: what these don't take is counted. */
+export function beginCopies(mirror: Mirror): void {
+  unsent = 0;
+  lastUnsent = u32.MAX_VALUE;
+  watching = changetype<usize>(mirror);
+}
+
+/** Is a frame in a VLAN that the capture wants? */
+@inline
+function wants(watch: Watch, rules: Rules, which: u32): bool {
+  return watch.vlans == 0 || isIn(watch.vlans, vlanOf(rules, which));
+}
 
 /** A frame of the burst was dropped. */
 export function explainIn(which: u32, reason: u32): void {
@@ -78,7 +97,11 @@ export function explainIn(which: u32, reason: u32): void {
 /** A ring that frames are being written to doesn't take those from `first` to before `count`. */
 export function explainOut(first: u32, count: u32, every: bool, reason: u32): void {
   for (let i = first; i < count; i++) {
-    explain(watching, 1, every ? i : load<u32>(listSlot(i)), REASON_DROP + reason);
+    const which = every ? i : load<u32>(listSlot(i));
+    explain(watching, 1, which, REASON_DROP + reason);
+    // One that was cut may miss several of its pieces.
+    if (which != lastUnsent) unsent += 1;
+    lastUnsent = which;
   }
 }
 
@@ -87,7 +110,7 @@ export function watchRefused(rules: Rules, which: u32, reason: u32): void {
   const list = rules.watches;
   for (let w: u32 = 0; w < watchesOf(list); w++) {
     const watch = watchAt(list, w);
-    if (watch.ways & WAY_OUT) record(watch, WAY_OUT, which, reason);
+    if (watch.ways & WAY_OUT && wants(watch, rules, which)) record(watch, WAY_OUT, which, reason);
   }
 }
 

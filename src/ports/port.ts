@@ -31,8 +31,8 @@ export interface PortContext {
   events: PortEvents;
 }
 
-/** What a port says of itself; the switch adds its rules, and its part in a spanning tree. */
-export type DetailOfKind = Omit<PortDetail, 'rules' | 'spanningTree'>;
+/** What a port says of itself; the switch adds its rules and mirrors, and its part in a spanning tree. */
+export type DetailOfKind = Omit<PortDetail, 'rules' | 'mirrors' | 'spanningTree'>;
 
 export interface Port {
   readonly spec: PortSpec;

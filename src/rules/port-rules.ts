@@ -21,6 +21,10 @@ export class PortRules {
   #old: Range[] = [];
   #rules: RulesStruct | undefined;
   #spec: RuledPort | undefined;
+  #mirrored: { mirrors: readonly { at: number; ways: number }[]; monitor: boolean } = {
+    mirrors: [],
+    monitor: false,
+  };
   #closed = false;
 
   constructor(options: Options) {
@@ -101,6 +105,29 @@ export class PortRules {
   /** Counts a frame that the control plane has turned away, by the reason's index. */
   count(reason: number): void {
     if (this.#rules) Atomics.add(this.#options.arena.u64, (this.#rules.get('drops') >>> 3) + reason, 1n);
+  }
+
+  /**
+   * Lets mirrors copy the port's frames, by the addresses and ways of each `Mirror`, and makes it one that gets copies
+   * and nothing else, or not; settle() must follow. True: it is such a port only now. Throws ArenaFullError, and
+   * nothing has changed then.
+   */
+  mirror(mirrors: readonly { at: number; ways: number }[], monitor: boolean): boolean {
+    if (this.#closed || isDeepStrictEqual(this.#mirrored, { mirrors, monitor })) return false;
+    const { arena, structures } = this.#options;
+    this.#rules ??= this.#start();
+    const { stage } = this.#table(this.#rules);
+    const list = this.#room('mirrors', mirrors.length > 0 ? 4 + 4 * mirrors.length : 0);
+    if (list > 0) arena.u32.set([mirrors.length, ...mirrors.map(({ at }) => at)], list >>> 2);
+    this.#rules.set('mirrors', list);
+    const some = (way: string) => mirrors.some(({ ways }) => ways & structures.constant(way));
+    stage('ingress', 'STAGE_MIRROR', some('WAY_IN'));
+    stage('egress', 'STAGE_MIRROR', some('WAY_OUT'));
+    stage('ingress', 'STAGE_MONITOR', monitor);
+    stage('egress', 'STAGE_MONITOR', monitor);
+    const fresh = monitor && !this.#mirrored.monitor;
+    this.#mirrored = { mirrors, monitor };
+    return fresh;
   }
 
   /** The port goes: nothing is left. */

@@ -34,4 +34,6 @@ export const REASONS: readonly Reason[] = [
   { name: 'discardingOut', way: 'tx' },
   { name: 'badBpdu', way: 'rx' },
   { name: 'bondClosed', way: 'rx' },
+  { name: 'fromMonitor', way: 'rx' },
+  { name: 'toMonitor', way: 'tx' },
 ];

@@ -13,7 +13,7 @@ const LAST_VLAN = 4094;
 const TAG_TYPES = { '802.1q': 0x0081, '802.1ad': 0xa888 } as const;
 
 /** VLANs in a list such as `10+20-30`, or `all`; undefined where it is none. 0 stands for frames without a tag. */
-function readVlans(list: string): Set<number> | undefined {
+export function readVlans(list: string): Set<number> | undefined {
   const vlans = new Set<number>();
   for (const part of (list === 'all' ? `0-${LAST_VLAN}` : list).split('+')) {
     const [, first, last = first] = /^(\d{1,4})(?:-(\d{1,4}))?$/.exec(part) ?? [];
@@ -24,7 +24,7 @@ function readVlans(list: string): Set<number> | undefined {
   return vlans;
 }
 
-const vlanList = (() => {
+export const vlanList = (() => {
   const told = expected(`VLANs from 0 to ${LAST_VLAN}, such as "10+20-30", or "all"`);
   const list = z.string(told).refine((text) => readVlans(text) !== undefined, told);
   // What looks like a number is one in YAML, and in the one-line form.

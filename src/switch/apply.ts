@@ -7,7 +7,15 @@ import { membersOf } from '../bond/members.ts';
 import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { SETTABLE } from './spec.ts';
-import type { AddressSpec, BridgeSpec, GroupSpec, PortChange, PortSpec, SwitchOptions } from './types.ts';
+import type {
+  AddressSpec,
+  BridgeSpec,
+  GroupSpec,
+  MirrorSpec,
+  PortChange,
+  PortSpec,
+  SwitchOptions,
+} from './types.ts';
 
 /** What differs between a switch and a configuration. */
 export interface Difference {
@@ -22,6 +30,7 @@ export interface Difference {
   bridges: { add: BridgeSpec[]; set: BridgeSpec[]; remove: string[] };
   fdb: { add: AddressSpec[]; remove: AddressSpec[] };
   groups: { add: GroupSpec[]; remove: GroupSpec[] };
+  mirrors: { add: MirrorSpec[]; remove: MirrorSpec[] };
   /** Settings of the switch with their new values. */
   settings: Pick<SwitchOptions, Setting>;
 }
@@ -46,6 +55,7 @@ const fixed = (spec: PortSpec) =>
 const settable = (spec: PortSpec): PortChange =>
   Object.fromEntries(SETTABLE.map((field) => [field, spec[field as keyof PortSpec] ?? null]));
 
+/** Of a list whose entries only come and go. */
 function listDifference<T extends object>(current: T[], wanted = current): { add: T[]; remove: T[] } {
   const without = (list: T[], others: T[]) =>
     list.filter((spec) => !others.some((other) => same(spec, other)));
@@ -91,6 +101,7 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
   const bridges = bridgeDifference(current.bridges ?? [], wanted.bridges);
   const fdb = listDifference(current.fdb ?? [], wanted.fdb);
   const groups = listDifference(current.groups ?? [], wanted.groups);
+  const mirrors = listDifference(current.mirrors ?? [], wanted.mirrors);
   const found: Difference = {
     remove: [],
     set: [],
@@ -100,6 +111,7 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
     bridges,
     fdb,
     groups,
+    mirrors,
     settings,
   };
   if (wanted.ports === undefined) return { ...found, unchanged: [...there.keys()] };

@@ -12,17 +12,20 @@ import { dgramTarget, udpTarget } from '../ports/addresses.ts';
 import { choiceFaults, featureWords } from '../ports/features.ts';
 import { DEFAULTS } from '../rstp/defaults.ts';
 import { contradictions, RULE_FIELDS, RULES } from '../rules/index.ts';
+import { vlanList } from '../rules/vlan.ts';
 import { MAX_INTERFACE_NAME } from '../sys/index.ts';
 import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { groupAddress } from './groups.ts';
+import { mirrorFaults } from './mirrors.ts';
 import { expected, show, stationAddress, wholeNumber } from './schema.ts';
 import type {
   AddressSpec,
   BridgeSpec,
   CaptureOptions,
   GroupSpec,
+  MirrorSpec,
   PortChange,
   PortSpec,
   PortType,
@@ -394,8 +397,43 @@ const groupObject = z.strictObject(
 );
 const groupKeys = Object.keys(groupObject.shape);
 
-/** Bridges must differ in name. */
-function checkNames(bridges: BridgeSpec[], context: z.RefinementCtx): void {
+const mirrorSources = (() => {
+  const told = expected('names of ports, joined by "+", such as "vm1+vm2", or "any"');
+  const isName = (word: string) => name("a port's", 'vm1').safeParse(word).success;
+  const isList = (text: string) => {
+    const words = text.split('+');
+    return words.every(isName) && new Set(words).size === words.length;
+  };
+  return z.string(told).max(10_000, told).refine(isList, told);
+})();
+
+const mirrorTarget = (() => {
+  const told = expected(
+    'a port, a VLAN from 1 to 4094 or a file, such as "mon", "vlan:900" or "file:/tmp/a.pcapng"',
+  );
+  const fits = (text: string) => {
+    if (text.startsWith('file:')) return filePath.safeParse(text.slice('file:'.length)).success;
+    const [, vlan] = /^vlan:(\d{1,4})$/.exec(text) ?? [];
+    if (vlan !== undefined) return Number(vlan) >= 1 && Number(vlan) <= 4094;
+    return name("a port's", 'mon').safeParse(text).success;
+  };
+  return z.string(told).refine(fits, told);
+})();
+
+const mirrorObject = z.strictObject(
+  {
+    name: name("a mirror's", 'span1'),
+    from: mirrorSources.optional(),
+    vlans: vlanList.optional(),
+    direction: z.enum(['in', 'out', 'both'], expected('"in", "out" or "both"')).optional(),
+    to: mirrorTarget,
+  },
+  expected('a mirror: a map with name and to'),
+);
+const mirrorKeys = Object.keys(mirrorObject.shape);
+
+/** Bridges, and mirrors, must differ in name. */
+function checkNames(bridges: { name: string }[], context: z.RefinementCtx): void {
   const seen = new Set<string>();
   for (const [index, { name }] of bridges.entries()) {
     const message = `expected a name of its own, found ${show(name)} again`;
@@ -421,6 +459,7 @@ const switchObject = z.strictObject(
       .optional(),
     fdb: z.array(addressObject, expected('a list of addresses')).optional(),
     groups: z.array(groupObject, expected('a list of groups with a port each')).optional(),
+    mirrors: z.array(mirrorObject, expected('a list of mirrors')).superRefine(checkNames).optional(),
   },
   expected('the options of a switch: a map with name, workers, ports …'),
 );
@@ -432,6 +471,12 @@ export const switchOptionsSchema = switchObject.superRefine((options, context) =
     const message = memberFault(port, ports as PortSpec[]);
     if (message !== undefined)
       context.addIssue({ code: 'custom', path: ['ports', index, 'target'], message });
+  }
+  const mirrors = (options.mirrors ?? []) as MirrorSpec[];
+  for (const [index, mirror] of mirrors.entries()) {
+    const faults = mirrorFaults(mirror, mirrors.slice(0, index), ports as PortSpec[] | undefined);
+    for (const { field, message } of faults)
+      context.addIssue({ code: 'custom', path: ['mirrors', index, field], message });
   }
   // Without a list of them those of the running switch count.
   const known = [DEFAULT_BRIDGE, ...(bridges ?? []).map(({ name }) => name)];
@@ -513,7 +558,7 @@ function didYouMean(key: string, known: string[]): string {
 }
 
 /** Known keys in a list of the switch's that isn't that of its ports. */
-const KEYS_IN = { bridges: bridgeKeys, fdb: addressKeys, groups: groupKeys };
+const KEYS_IN = { bridges: bridgeKeys, fdb: addressKeys, groups: groupKeys, mirrors: mirrorKeys };
 
 /** The faults that a schema found in a value whose keys are `rootKeys`, each told once. */
 function problemsOf(error: z.ZodError, rootKeys: string[]): Problem[] {
@@ -636,6 +681,12 @@ export function checkAddressSpec(value: unknown): AddressSpec {
 export function checkGroupSpec(value: unknown): GroupSpec {
   const result = groupObject.safeParse(value);
   return result.success ? (result.data as GroupSpec) : refuse(problemsOf(result.error, groupKeys));
+}
+
+/** A mirror, checked by itself. Throws SwitchError `BAD_SPEC` that names every faulty field. */
+export function checkMirrorSpec(value: unknown): MirrorSpec {
+  const result = mirrorObject.safeParse(value);
+  return result.success ? (result.data as MirrorSpec) : refuse(problemsOf(result.error, mirrorKeys));
 }
 
 /** The bridge with some fields set anew, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */

@@ -9,8 +9,9 @@ import { readFileSync } from 'node:fs';
 import { isDeepStrictEqual } from 'node:util';
 import { Arena, Structures } from '../arena/index.ts';
 import { type BondContext, BondPort } from '../bond/bond.ts';
-import { bondOf, fieldsOfBond, memberFault } from '../bond/members.ts';
-import { Capture } from '../capture/capture.ts';
+import { bondOf, fieldsOfBond, memberFault, membersOf } from '../bond/members.ts';
+import { Capture, type Choice } from '../capture/capture.ts';
+import { CaptureFile, openAnew } from '../capture/file.ts';
 import { FilterError } from '../capture/filter.ts';
 import { IoThreads } from '../io/index.ts';
 import { packetSockets } from '../ports/af-packet.ts';
@@ -40,6 +41,7 @@ import { difference } from './apply.ts';
 import { Bridges, bridgeOf, DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { GroupTables, groupAddress, MAX_GROUPS_PER_PORT } from './groups.ts';
+import { Mirrors, targetOf } from './mirrors.ts';
 import {
   changeBridgeSpec,
   changePortSpec,
@@ -47,6 +49,7 @@ import {
   checkBridgeSpec,
   checkCaptureOptions,
   checkGroupSpec,
+  checkMirrorSpec,
   checkPortSpec,
   checkSwitchOptions,
   isShared,
@@ -65,6 +68,8 @@ import type {
   FdbEntry,
   GroupSpec,
   GroupsStatus,
+  MirrorSpec,
+  MirrorStatus,
   PortChange,
   PortDetail,
   PortSpec,
@@ -92,7 +97,14 @@ const version: string = JSON.parse(
  * Rejects with a SwitchError that names the field or the socket; nothing is left behind then.
  */
 export async function createSwitch(options: SwitchOptions = {}): Promise<Switch> {
-  const { ports = [], bridges = [], fdb = [], groups = [], ...rest } = checkSwitchOptions(options);
+  const {
+    ports = [],
+    bridges = [],
+    fdb = [],
+    groups = [],
+    mirrors = [],
+    ...rest
+  } = checkSwitchOptions(options);
   const vswitch = new Switch(rest);
   try {
     await vswitch.start();
@@ -102,6 +114,7 @@ export async function createSwitch(options: SwitchOptions = {}): Promise<Switch>
     for (const spec of bondsLast(ports)) await vswitch.addPort(spec);
     for (const spec of fdb) await vswitch.addAddress(spec);
     for (const spec of groups) await vswitch.addGroup(spec);
+    for (const spec of mirrors) await vswitch.addMirror(spec);
   } catch (error) {
     await vswitch.close();
     throw error;
@@ -144,6 +157,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   );
   readonly #bridges = new Bridges(this.#structures, this.#groups);
   readonly #rstp: Rstp;
+  readonly #mirrors = new Mirrors(this.#arena, this.#structures, (port) => this.#bondOf(port) !== undefined);
   readonly #patches: Patches = new Map();
   /** Those that are being removed. */
   readonly #leaving = new Set<Entry>();
@@ -309,6 +323,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     if (slot >= header.get('portCount')) header.set('portCount', slot + 1);
     await this.#span();
     for (const capture of this.#captures) await this.#look(capture, name);
+    await this.#rewire(name);
   }
 
   #countPorts(): void {
@@ -317,6 +332,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** Is a port in a spanning tree, once it is as its specification says? */
   #isSpanned(spec: PortSpec): boolean {
+    if (this.#mirrors.monitors().has(spec.name)) return false;
     return Rstp.isSpanned(this.#bridges.get(bridgeOf(spec)), spec);
   }
 
@@ -329,7 +345,9 @@ export class Switch extends EventEmitter<SwitchEvents> {
     };
     // Who comes into a tree discards before anything else, who leaves one goes on when nobody decides for it any more.
     const coming = all.filter(({ spanned, spec }) => !spanned && this.#isSpanned(spec));
-    const leaving = all.filter(({ spanned, spec }) => spanned && !this.#isSpanned(spec));
+    const leaving = [...this.#ports.values()].filter(
+      ({ spanned, spec }) => spanned && !this.#isSpanned(spec),
+    );
     for (const entry of coming) change(entry, true);
     this.#rstp.update(this.#bridges.list(), all);
     for (const entry of leaving) change(entry, false);
@@ -346,6 +364,19 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** Removes a port: its guest loses its link, others notice nothing. Rejects with a SwitchError: NO_SUCH_PORT, IN_USE. */
   async removePort(name: string): Promise<void> {
+    this.#find(name);
+    const mirrors = this.#mirrors.needing(name);
+    if (mirrors.length > 0)
+      throw new SwitchError(
+        'IN_USE',
+        `port ${name}: mirror ${mirrors[0]} names it: remove that first`,
+        'name',
+      );
+    await this.#dropPort(name);
+  }
+
+  /** The same for a port that comes again, which mirrors wait for. */
+  async #dropPort(name: string): Promise<void> {
     const entry = this.#find(name);
     const bond = this.#bondOf(name);
     const use = bond ? `it is a member of ${bond.spec.name}: remove that first` : entry.port.inUse?.();
@@ -356,6 +387,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     this.#busy.add(name);
     this.#leaving.add(entry);
     try {
+      await this.#rewire(name);
       await this.#workers.sent();
       if (entry.port instanceof BondPort) await this.#part(entry.port);
       await entry.port.close();
@@ -411,11 +443,13 @@ export class Switch extends EventEmitter<SwitchEvents> {
     }
     const most = spec.maxAddresses ?? this.#options.maxAddressesPerPort ?? MAX_ADDRESSES_PER_PORT;
     this.#structures.port(entry.slot).set('addressLimit', most);
+    await this.#rewire(name);
   }
 
-  /** The ports that bridges know: all but the members of bonds. */
+  /** The ports that bridges know: all but the members of bonds, and those that mirrors copy to. */
   #bridged(): Entry[] {
-    return [...this.#ports.values()].filter((entry) => !isMember(entry));
+    const monitors = this.#mirrors.monitors();
+    return [...this.#ports.values()].filter((entry) => !isMember(entry) && !monitors.has(entry.spec.name));
   }
 
   #bondOf(name: string): Entry | undefined {
@@ -431,6 +465,13 @@ export class Switch extends EventEmitter<SwitchEvents> {
       spec,
       [...this.#ports.values()].map((entry) => entry.spec),
     );
+    const monitor = membersOf(spec).find((name) => this.#mirrors.monitors().has(name));
+    if (monitor !== undefined)
+      throw new SwitchError(
+        'BAD_SPEC',
+        `target: expected ports that no mirror copies to, found ${monitor}`,
+        'target',
+      );
     if (fault !== undefined) throw new SwitchError('BAD_SPEC', `target: ${fault}`, 'target');
   }
 
@@ -581,6 +622,98 @@ export class Switch extends EventEmitter<SwitchEvents> {
     );
   }
 
+  /**
+   * Adds a mirror. Rejects with a SwitchError, BAD_SPEC, MIRROR_EXISTS, LIMIT or SOCKET (the file), and then nothing
+   * has changed.
+   */
+  async addMirror(input: MirrorSpec): Promise<void> {
+    const spec = checkMirrorSpec(input);
+    const check = () => {
+      if (this.#closing) throw new SwitchError('LIMIT', 'the switch is closing');
+      this.#mirrors.check(
+        spec,
+        [...this.#ports.values()].map((entry) => entry.spec),
+      );
+    };
+    check();
+    const path = targetOf(spec).file;
+    const file = path === undefined ? undefined : await this.#openFile(path, this.#mirrors.choice(spec));
+    try {
+      // Others may have come while the file was opened.
+      check();
+      this.#mirrors.add(spec, file);
+      await this.#wire();
+    } catch (error) {
+      if (this.#mirrors.list().includes(spec)) await this.removeMirror(spec.name);
+      else await file?.close();
+      if (error instanceof SwitchError) throw error;
+      throw new SwitchError('LIMIT', `mirror ${spec.name}: ${(error as Error).message}`);
+    }
+  }
+
+  async #openFile(path: string, choice: Choice): Promise<CaptureFile> {
+    const file = await openAnew(path).catch((error: Error) => {
+      throw new SwitchError('SOCKET', `to: ${path} can't be written: ${error.message}`, 'to');
+    });
+    try {
+      return new CaptureFile(await this.#capture({ port: 'any' }, choice), file);
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+  }
+
+  /** Removes a mirror; resolves when it copies nothing any more. Rejects with a SwitchError, NO_SUCH_MIRROR. */
+  async removeMirror(name: string): Promise<void> {
+    await this.#mirrors.remove(name);
+    await this.#wire();
+  }
+
+  mirrors(): MirrorStatus[] {
+    return this.#mirrors.list().map(({ name }) => this.mirror(name));
+  }
+
+  /** One mirror. Throws a SwitchError, NO_SUCH_MIRROR. */
+  mirror(name: string): MirrorStatus {
+    return this.#mirrors.status(name, [...this.#ports.values()]);
+  }
+
+  /** Brings mirrors and ports together. Rejects with ArenaFullError. */
+  async #wire(): Promise<void> {
+    const entries = [...this.#ports.values()];
+    const quiesce = () => this.#workers.quiesce();
+    this.#countPorts();
+    const fresh = this.#mirrors.wire(entries);
+    for (const { spec } of fresh) this.#rstp.leave(spec.name);
+    await this.#span();
+    for (const { rules } of entries) await rules.settle();
+    await this.#mirrors.settle(quiesce);
+    if (fresh.length > 0) {
+      // A burst in work learns addresses where nobody is to be any more.
+      await quiesce();
+      for (const { slot } of fresh) this.#arena.dataplane.functions.flush(slot, 0);
+    }
+    for (const capture of this.#captures) for (const entry of entries) await this.#review(capture, entry);
+  }
+
+  /** Ends or begins a capture's look at a port that was made a monitor, or is none any more. */
+  async #review(capture: Capture, { rules, spec }: Entry): Promise<void> {
+    const watch = capture.watchOf(spec.name);
+    if (watch === undefined || capture.wants(spec.name)) return this.#look(capture, spec.name);
+    await rules.watch(this.#watchesOf(spec.name).filter((at) => at !== watch));
+    capture.remove(spec.name);
+  }
+
+  /** The same when a port has come, gone or changed. Without room for that it goes without. */
+  async #rewire(port: string): Promise<void> {
+    if (this.#mirrors.list().length === 0) return;
+    try {
+      await this.#wire();
+    } catch (error) {
+      this.emit('portError', { port, error: `not mirrored: ${(error as Error).message}` });
+    }
+  }
+
   /** Adds a bridge. Rejects with a SwitchError: BAD_SPEC, BRIDGE_EXISTS or LIMIT. */
   async addBridge(spec: BridgeSpec): Promise<void> {
     this.#bridges.add(checkBridgeSpec(spec));
@@ -649,6 +782,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       ports: [...this.#ports.values()].map(({ spec }) => spec),
       fdb: this.#statics.list(),
       groups: this.#groups.statics.list(),
+      mirrors: this.#mirrors.list(),
     };
   }
 
@@ -680,9 +814,11 @@ export class Switch extends EventEmitter<SwitchEvents> {
       bridges: { added: add.map(({ name }) => name), removed: [], changed: set.map(({ name }) => name) },
       fdb: { added: [], removed: found.fdb.remove.map(({ mac }) => mac) },
       groups: { added: [], removed: found.groups.remove.map(({ group }) => group) },
+      mirrors: { added: [], removed: found.mirrors.remove.map(({ name }) => name), failed: [] },
       settings: Object.keys(found.settings),
       failed: [],
     };
+    for (const name of applied.mirrors.removed) await this.removeMirror(name);
     const statics = this.#statics.list().filter((spec) => !found.fdb.remove.includes(spec));
     this.#statics.remove((spec) => found.fdb.remove.includes(spec));
     const groups = this.#groups.statics.list().filter((spec) => !found.groups.remove.includes(spec));
@@ -701,7 +837,9 @@ export class Switch extends EventEmitter<SwitchEvents> {
       (name) => before.get(name)!,
     );
     for (const { name } of bondsFirst(leaving))
-      await attempt(name, found.remove.includes(name) ? applied.removed : gone, () => this.removePort(name));
+      await attempt(name, found.remove.includes(name) ? applied.removed : gone, () =>
+        found.remove.includes(name) ? this.removePort(name) : this.#dropPort(name),
+      );
     for (const { name, change } of found.set)
       await attempt(name, applied.changed, () => this.setPort(name, change));
     const coming = [...found.change.filter(({ name }) => gone.includes(name)), ...found.add];
@@ -730,6 +868,12 @@ export class Switch extends EventEmitter<SwitchEvents> {
         await this.addGroup(spec);
         applied.groups.added.push(spec.group);
       });
+    for (const spec of found.mirrors.add) {
+      await this.addMirror(spec).then(
+        () => applied.mirrors.added.push(spec.name),
+        (error: Error) => applied.mirrors.failed.push({ mirror: spec.name, error: error.message }),
+      );
+    }
     // One that ports stay on, for what failed or was not asked for, stays.
     for (const name of remove) await attempt(name, applied.bridges.removed, () => this.removeBridge(name));
     return applied;
@@ -769,6 +913,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       rules: rulesOf(spec),
       ...given('spanningTree', this.#rstp.port(name)),
       ...(bond && { bond: bond.spec.name }),
+      mirrors: this.#mirrors.at({ slot, spec, rules }),
     };
   }
 
@@ -779,6 +924,10 @@ export class Switch extends EventEmitter<SwitchEvents> {
   async capture(input: CaptureOptions): Promise<CaptureStream> {
     const options = checkCaptureOptions(input);
     if (options.port !== 'any') this.#find(options.port);
+    return this.#capture(options);
+  }
+
+  async #capture(options: CaptureOptions, choice?: Choice): Promise<Capture> {
     const most = this.#structures.constant('MAX_CAPTURES');
     if (this.#closing || this.#captures.size >= most)
       throw new SwitchError('LIMIT', `${most} captures run, which is the limit: end one of them`);
@@ -790,7 +939,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
     let capture: Capture;
     try {
       const { count } = this.#workers;
-      capture = new Capture(this.#arena, this.#structures, count, ++this.#lastCapture, options, leave);
+      const id = ++this.#lastCapture;
+      capture = new Capture(this.#arena, this.#structures, count, id, options, leave, choice);
     } catch (error) {
       if (error instanceof FilterError)
         throw new SwitchError('BAD_SPEC', `filter: ${error.message}`, 'filter');
@@ -990,6 +1140,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   async #close(): Promise<void> {
     if (this.#clock) clearInterval(this.#clock);
     this.#rstp.close();
+    await this.#mirrors.close();
     await Promise.all([...this.#captures].map((capture) => capture.close()));
     await Promise.all([...this.#ports.values()].map(({ port }) => port.close()));
     this.#ports.clear();

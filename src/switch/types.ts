@@ -318,6 +318,35 @@ export interface RstpPortStatus {
   sent: number;
 }
 
+/** A mirror as configured: it copies frames of some ports (SPAN). */
+export interface MirrorSpec {
+  /** As a port's. */
+  name: string;
+  /** Names of ports, joined by `+`; default `any`: all but those that mirrors copy to. */
+  from?: string;
+  /** Only frames in these VLANs, such as `10+20-30`; 0: without a VLAN; default: all. */
+  vlans?: string;
+  /** Frames from the ports (`in`), to them (`out`), or `both` (default). */
+  direction?: 'in' | 'out' | 'both';
+  /**
+   * A port, which gets nothing else then; `vlan:N`, the ports that name VLAN N, each copy with that tag (RSPAN); or
+   * `file:PATH`, as pcapng.
+   */
+  to: string;
+}
+
+export interface MirrorStatus extends MirrorSpec {
+  from: string;
+  direction: 'in' | 'out' | 'both';
+  /** Names of the ports that copies go to now; of a file none. */
+  ports: string[];
+  /** Frames that were copied, and such as found no room where they were to go. */
+  copied: number;
+  lost: number;
+  /** Why the file gets no more; null where it does, and where it is none. */
+  error: string | null;
+}
+
 export interface SwitchOptions {
   /** Default `vireo`; names the control socket. Same alphabet as a port's name. */
   name?: string;
@@ -341,6 +370,8 @@ export interface SwitchOptions {
   fdb?: AddressSpec[];
   /** Ports that are entered into groups for good. */
   groups?: GroupSpec[];
+  /** Mirrors to start with. */
+  mirrors?: MirrorSpec[];
 }
 
 /** What is captured. */
@@ -494,6 +525,8 @@ export interface PortDetail extends PortStatus {
   rules: Partial<PortSpec>;
   /** In a spanning tree alone. */
   spanningTree?: RstpPortStatus;
+  /** Names of the mirrors that copy its frames, and of those whose copies it gets. */
+  mirrors: { from: string[]; to: string[] };
 }
 
 /** What apply() did. */
@@ -509,6 +542,8 @@ export interface Applied {
   fdb: { added: string[]; removed: string[] };
   /** Groups that ports were entered into, and taken from. */
   groups: { added: string[]; removed: string[] };
+  /** Names of mirrors; one that has changed went and came anew. */
+  mirrors: { added: string[]; removed: string[]; failed: { mirror: string; error: string }[] };
   /** Settings of the switch that have another value now, e.g. `ageing`. */
   settings: string[];
   /** Ports that could not be brought to what was asked for, and why; those that were there before are as they were. */

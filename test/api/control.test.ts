@@ -22,6 +22,7 @@ import {
   checkAddressSpec,
   checkBridgeSpec,
   checkGroupSpec,
+  checkMirrorSpec,
 } from '../../src/switch/spec.ts';
 import type {
   AddressFilter,
@@ -33,6 +34,8 @@ import type {
   FdbEntry,
   GroupSpec,
   GroupsStatus,
+  MirrorSpec,
+  MirrorStatus,
   PortChange,
   PortDetail,
   PortSpec,
@@ -51,6 +54,7 @@ class Table implements SwitchControl {
   readonly name = 'table';
   readonly #ports = new Map<string, PortSpec>();
   readonly #bridges = new Map<string, BridgeSpec>([['default', { name: 'default' }]]);
+  readonly #mirrors = new Map<string, MirrorSpec>();
   addresses: FdbEntry[] = [
     { mac: '52:54:00:00:00:01', bridge: 'default', vlan: 0, port: 'vm1', static: false, age: 1 },
     { mac: '52:54:00:00:00:02', bridge: 'default', vlan: 0, port: 'vm2', static: false, age: 2 },
@@ -96,6 +100,7 @@ class Table implements SwitchControl {
       addresses: { learned: 0, limit: spec.maxAddresses ?? 4096 },
       connections: 0,
       rules: spec.isolated === undefined ? {} : { isolated: spec.isolated },
+      mirrors: { from: [], to: [] },
       rxPackets: 0,
       rxBytes: 0,
       rxDrops: 0,
@@ -140,6 +145,27 @@ class Table implements SwitchControl {
     };
   }
 
+  async addMirror(spec: MirrorSpec): Promise<void> {
+    const { name } = checkMirrorSpec(spec);
+    if (this.#mirrors.has(name)) throw new SwitchError('MIRROR_EXISTS', `mirror ${name} exists`, 'name');
+    this.#mirrors.set(name, spec);
+  }
+
+  async removeMirror(name: string): Promise<void> {
+    this.mirror(name);
+    this.#mirrors.delete(name);
+  }
+
+  mirrors(): MirrorStatus[] {
+    return [...this.#mirrors.keys()].map((name) => this.mirror(name));
+  }
+
+  mirror(name: string): MirrorStatus {
+    const spec = this.#mirrors.get(name);
+    if (spec === undefined) throw new SwitchError('NO_SUCH_MIRROR', `no mirror ${name}`);
+    return { from: 'any', direction: 'both', ...spec, ports: [], copied: 0, lost: 0, error: null };
+  }
+
   config(): SwitchOptions {
     return { name: this.name, ports: [...this.#ports.values()] };
   }
@@ -158,6 +184,7 @@ class Table implements SwitchControl {
       bridges: none,
       fdb: none,
       groups: none,
+      mirrors: { added: [], removed: [], failed: [] },
       settings: [],
       failed: [],
     };
@@ -413,6 +440,17 @@ test('answers carry the status that HTTP has for them', () =>
       [405, 'METHOD_NOT_ALLOWED', 'PUT', '/v1/bridges/lab', json({})],
       [204, undefined, 'DELETE', '/v1/bridges/lab'],
       [404, 'NO_SUCH_BRIDGE', 'DELETE', '/v1/bridges/lab'],
+      [201, undefined, 'POST', '/v1/mirrors', json({ name: 'm', to: 'vm2' })],
+      [409, 'MIRROR_EXISTS', 'POST', '/v1/mirrors', json({ name: 'm', to: 'vm2' })],
+      [400, 'BAD_SPEC', 'POST', '/v1/mirrors', json({ name: 'n' })],
+      [400, 'BAD_SPEC', 'POST', '/v1/mirrors', json(null)],
+      [400, 'BAD_SPEC', 'POST', '/v1/mirrors', json([])],
+      [200, undefined, 'GET', '/v1/mirrors'],
+      [200, undefined, 'GET', '/v1/mirrors/m'],
+      [405, 'METHOD_NOT_ALLOWED', 'PATCH', '/v1/mirrors/m', json({})],
+      [204, undefined, 'DELETE', '/v1/mirrors/m'],
+      [404, 'NO_SUCH_MIRROR', 'GET', '/v1/mirrors/m'],
+      [404, 'NO_SUCH_MIRROR', 'DELETE', '/v1/mirrors/m'],
       [200, undefined, 'GET', '/v1/fdb?port=vm1'],
       [404, 'NO_SUCH_PORT', 'GET', '/v1/fdb?port=vm9'],
       [404, 'NO_SUCH_PORT', 'GET', '/v1/ports/vm9'],

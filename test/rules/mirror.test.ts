@@ -1,0 +1,412 @@
+/** Mirrors: who is copied, what a monitor gets and what it doesn't, and that nobody else notices. */
+import assert from 'node:assert/strict';
+import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { BlockReader } from '../../src/capture/pcapng.ts';
+import { createSwitch, type PortSpec, type Switch, SwitchError } from '../../src/index.ts';
+import { VirtioUser } from '../../src/virtio-user/device.ts';
+import { BROADCAST, frame, mac } from '../support/ethernet.ts';
+import { faults, frameOf, layout, type Segment } from '../support/ip.ts';
+import { Random } from '../support/random.ts';
+import { sockets } from '../support/sockets.ts';
+import { Traffic } from '../support/traffic.ts';
+import { until } from '../support/until.ts';
+import { lab } from './lab.ts';
+
+const tagged = (vlan: number, bytes: Buffer, priority = 0) =>
+  Buffer.concat([
+    bytes.subarray(0, 12),
+    Buffer.from([0x81, 0, (priority << 5) | (vlan >> 8), vlan & 255]),
+    bytes.subarray(12),
+  ]);
+
+const counts = (vswitch: Switch, name = 'm') => {
+  const { copied, lost } = vswitch.mirror(name);
+  return { copied, lost };
+};
+
+/** A port and a guest more. */
+async function plug(
+  t: TestContext,
+  vswitch: Switch,
+  path: string,
+  spec: Partial<PortSpec> = {},
+  device = {},
+) {
+  await vswitch.addPort({ name: 'mon', type: 'vhost-user', target: path, ...spec });
+  const guest = await VirtioUser.open({ path, queueSize: 256, ...device });
+  t.after(() => guest.close());
+  await until(() => vswitch.port('mon').state === 'up', 'the monitor is up');
+  return guest;
+}
+
+function drain(guest: VirtioUser): Buffer[] {
+  const got: Buffer[] = [];
+  for (let came = guest.receive(); came !== undefined; came = guest.receive()) got.push(Buffer.from(came));
+  return got;
+}
+
+for (const [packed, workers] of [
+  [false, 1],
+  [true, 2],
+] as const)
+  test(`a monitor gets what comes from ports, goes to them, or both; ${packed ? 'packed rings, two workers' : 'split rings'}`, async (t) => {
+    const { vswitch, exchange } = await lab(t, { a: {}, b: {}, c: {}, mon: {} }, { workers }, { packed });
+    const hello = frame(BROADCAST, mac(1));
+    const toA = frame(mac(1), mac(2), 1514);
+    const toB = frame(mac(2), mac(1), 200);
+    // It is a port like others, and was known, before the mirror comes.
+    const own = frame(BROADCAST, mac(9));
+    assert.deepEqual(await exchange('mon', own), { a: [own], b: [own], c: [own] });
+    await vswitch.addMirror({ name: 'm', from: 'a', to: 'mon' });
+    assert.deepEqual(await exchange('a', hello), { b: [hello], c: [hello], mon: [hello] });
+    assert.deepEqual(await exchange('b', toA), { a: [toA], c: [], mon: [toA] });
+    assert.deepEqual(await exchange('a', toB), { b: [toB], c: [], mon: [toB] });
+    // What doesn't concern the port isn't copied, and what is for everybody, or for the monitor, doesn't go there.
+    const toC = frame(mac(3), mac(2));
+    const others = frame(BROADCAST, mac(3));
+    assert.deepEqual(await exchange('c', others), { a: [others], b: [others], mon: [others] });
+    assert.deepEqual(await exchange('b', toC), { a: [], c: [toC], mon: [] });
+    const toMonitor = frame(mac(9), mac(2));
+    assert.deepEqual(await exchange('b', toMonitor), { a: [toMonitor], c: [toMonitor], mon: [toMonitor] });
+    assert.deepEqual(counts(vswitch), { copied: 5, lost: 0 });
+    // Nothing is taken from it.
+    assert.deepEqual(await exchange('mon', hello, toA), { a: [], b: [], c: [] });
+    assert.equal(vswitch.port('mon').drops.fromMonitor, 2);
+    assert.ok(!vswitch.fdb().some(({ port }) => port === 'mon'));
+    assert.deepEqual(vswitch.port('a').mirrors, { from: ['m'], to: [] });
+    assert.deepEqual(vswitch.port('mon').mirrors, { from: [], to: ['m'] });
+
+    await vswitch.removeMirror('m');
+    await vswitch.addMirror({ name: 'm', from: 'a', direction: 'in', to: 'mon' });
+    assert.deepEqual(await exchange('b', toA), { a: [toA], c: [], mon: [] });
+    assert.deepEqual(await exchange('a', toB), { b: [toB], c: [], mon: [toB] });
+    await vswitch.removeMirror('m');
+    await vswitch.addMirror({ name: 'm', from: 'a+b', direction: 'out', to: 'mon' });
+    assert.deepEqual(await exchange('c', others), { a: [others], b: [others], mon: [others, others] });
+    await vswitch.removeMirror('m');
+    // Of every port: where it comes from, and where it goes to.
+    await vswitch.addMirror({ name: 'm', to: 'mon' });
+    assert.deepEqual(await exchange('a', toB), { b: [toB], c: [], mon: [toB, toB] });
+    assert.deepEqual(await exchange('a', hello), { b: [hello], c: [hello], mon: [hello, hello, hello] });
+    assert.deepEqual(counts(vswitch), { copied: 5, lost: 0 });
+    await vswitch.removeMirror('m');
+    // A port like others again.
+    assert.deepEqual(await exchange('a', hello), { b: [hello], c: [hello], mon: [hello] });
+    assert.deepEqual(await exchange('mon', own), { a: [own], b: [own], c: [own] });
+  });
+
+test('what a rule turns away was received, and is copied; what is for an address of the monitor is counted', async (t) => {
+  const { vswitch, exchange } = await lab(t, { a: { rateIn: '1pps' }, b: {}, mon: {} });
+  await vswitch.addMirror({ name: 'm', from: 'a', to: 'mon' });
+  const one = frame(BROADCAST, mac(1));
+  const got = await exchange('a', ...Array.from({ length: 100 }, () => one));
+  assert.equal(got.mon!.length, 100);
+  assert.equal(got.b!.length, 100 - vswitch.port('a').drops.rateIn!);
+  assert.ok(vswitch.port('a').drops.rateIn! > 0);
+  await vswitch.addAddress({ mac: '02:00:00:00:00:09', port: 'mon' });
+  assert.deepEqual(await exchange('b', frame(mac(9), mac(2))), { a: [], mon: [] });
+  assert.equal(vswitch.port('mon').drops.toMonitor, 1);
+  // Two ports and a monitor are a cable.
+  assert.equal(vswitch.bridge('default').reserved, 'pass');
+});
+
+test('VLANs are chosen by where a frame is on its port, in the form that it has there', async (t) => {
+  const ports = { a: { vlan: 10 }, b: { vlan: 20 }, up: { trunk: '10+20+30', native: 30 }, mon: {} };
+  const { vswitch, exchange } = await lab(t, ports);
+  await vswitch.addMirror({ name: 'm', from: 'a+b+up', vlans: '20-30', to: 'mon' });
+  const all = frame(BROADCAST, mac(1), 300);
+  // In VLAN 10, which nobody wants.
+  assert.deepEqual(await exchange('a', all), { b: [], up: [tagged(10, all)], mon: [] });
+  // From an access port, and to a trunk.
+  assert.deepEqual(await exchange('b', all), { a: [], up: [tagged(20, all)], mon: [all, tagged(20, all)] });
+  // From the trunk, in VLANs 30 (native), 20 and 10.
+  const two = tagged(20, all, 5);
+  assert.deepEqual(await exchange('up', all, two, tagged(10, all)), {
+    a: [all],
+    b: [all],
+    mon: [all, two, all],
+  });
+  assert.deepEqual(counts(vswitch), { copied: 5, lost: 0 });
+
+  // Without VLANs a tag is as good.
+  await vswitch.removeMirror('m');
+  const plain = Object.fromEntries(['vlan', 'trunk', 'native'].map((field) => [field, null]));
+  for (const name of ['a', 'b', 'up']) await vswitch.setPort(name, plain);
+  await vswitch.addMirror({ name: 'm', from: 'a', vlans: '0+20', to: 'mon' });
+  const frames = [all, tagged(20, all), tagged(10, all), tagged(0, all)];
+  const got = await exchange('a', ...frames);
+  assert.deepEqual(got.b, frames);
+  assert.deepEqual(got.mon, [frames[0], frames[1], frames[3]]);
+});
+
+for (const device of [{}, { packed: true, headerAlone: true }, { segmentLength: 15, bufferLength: 300 }])
+  test(`copies in a VLAN (RSPAN) reach the ports that name it, and the frames go on as they were: ${JSON.stringify(device)}`, async (t) => {
+    const ports = { a: { vlan: 10 }, b: {}, up: { trunk: '10+900' }, probe: { vlan: 900 } };
+    const { vswitch, exchange } = await lab(t, ports, {}, device);
+    await vswitch.addMirror({ name: 'm', from: 'a+b', to: 'vlan:900' });
+    assert.deepEqual(vswitch.mirror('m').ports, ['up', 'probe']);
+    const lengths = [60, 123, 124, 125, 126, 127, 128, 129, 132, 133, 500, 1514];
+    const frames = lengths.map((length, i) => frame(BROADCAST, mac(1), length, i));
+    // From a without a tag, to b and up with that of its VLAN: copies of both on their ports, but for up's own.
+    for (const bytes of frames)
+      assert.deepEqual(await exchange('a', bytes), {
+        b: [tagged(10, bytes)],
+        up: [tagged(900, bytes), tagged(900, bytes), tagged(10, bytes)],
+        probe: [bytes, bytes],
+      });
+    assert.deepEqual(counts(vswitch), { copied: lengths.length * 4, lost: 0 });
+    for (const [i, bytes] of frames.entries()) {
+      // A tag's place is taken, its priority stays.
+      const came = tagged(10, frame(mac(1), mac(2), lengths[i]), 3);
+      const plain = frame(mac(1), mac(2), lengths[i]);
+      const got = await exchange('b', came);
+      assert.deepEqual(got.a, [plain]);
+      assert.deepEqual(got.up, [tagged(900, plain, 3), tagged(900, plain)]);
+      assert.deepEqual(got.probe, [plain, plain]);
+      // What comes as a copy from elsewhere isn't copied again, and goes on in its VLAN.
+      assert.deepEqual(await exchange('up', tagged(900, bytes)), {
+        a: [],
+        b: [tagged(900, bytes)],
+        probe: [bytes],
+      });
+    }
+    assert.deepEqual(vswitch.port('b').drops, {});
+    // With the VLAN the copies leave a port.
+    await vswitch.setPort('up', { trunk: '10' });
+    assert.deepEqual(vswitch.mirror('m').ports, ['probe']);
+  });
+
+test('a copy is completed and cut for a monitor that takes no offloads, and only for that', async (t) => {
+  const { vswitch, guests } = await lab(t, { a: {}, b: {} }, {}, { offloads: true });
+  const monitor = await plug(t, vswitch, sockets(t)('mon'));
+  await vswitch.addMirror({ name: 'm', from: 'a', to: 'mon' });
+  const random = new Random(7);
+  for (const version of [4, 6] as const)
+    for (const protocol of ['tcp', 'udp'] as const)
+      for (const vlan of [undefined, 5]) {
+        const segment: Segment = { version, protocol, ...(vlan && { vlan }), payload: random.bytes(3000) };
+        const { transport, field, headers } = layout(segment);
+        const csum = { csumStart: transport, csumOffset: field };
+        const partial = frameOf(BROADCAST, mac(1), segment, true);
+        guests.a!.send(partial, csum);
+        const whole = await until(() => drain(monitor)[0], 'the copy comes');
+        assert.deepEqual(faults(whole, segment), [], `${version} ${protocol}`);
+        assert.ok(whole.subarray(headers).equals(segment.payload));
+        const came = await until(() => guests.b!.receive(), 'the frame comes');
+        assert.ok(partial.equals(came));
+        if (protocol === 'udp') continue;
+        guests.a!.send(partial, { ...csum, gso: { type: version === 4 ? 'tcp4' : 'tcp6', size: 1000 } });
+        const pieces: Buffer[] = [];
+        await until(() => {
+          pieces.push(...drain(monitor));
+          return pieces.length === 3;
+        }, 'three copies come');
+        for (const piece of pieces) assert.deepEqual(faults(piece, segment), []);
+        assert.ok(Buffer.concat(pieces.map((piece) => piece.subarray(headers))).equals(segment.payload));
+        assert.ok(partial.equals(await until(() => guests.b!.receive(), 'the segment comes whole')));
+      }
+  // Frames are counted, not what they are cut into.
+  assert.deepEqual(counts(vswitch), { copied: 12, lost: 0 });
+  assert.equal(vswitch.port('mon').txPackets, 8 + 4 * 3);
+});
+
+test('a monitor that is slow, or gone, loses its own copies, counted, and nobody else a frame', async (t) => {
+  const { vswitch, guests, exchange } = await lab(t, { a: {}, b: {}, mon: {} });
+  await vswitch.addMirror({ name: 'm', from: 'a', direction: 'in', to: 'mon' });
+  let sent = 0;
+  const pour = async (some: number) => {
+    for (const end = sent + some; sent < end; ) {
+      const bytes = frame(mac(2), mac(1), 100, sent);
+      await until(() => guests.a!.send(bytes), 'the ring takes a frame');
+      await until(() => {
+        const came = guests.b!.receive();
+        return came !== undefined && bytes.equals(came);
+      }, 'the frame comes');
+      sent++;
+    }
+  };
+  guests.b!.send(frame(BROADCAST, mac(2)));
+  await until(() => guests.a!.receive(), 'b is known');
+  // Its ring has 256 buffers, and it gives none back.
+  await pour(600);
+  await until(() => guests.a!.pending() === 0, 'the switch has done with what was sent');
+  const slow = counts(vswitch);
+  assert.equal(slow.copied + slow.lost, 600);
+  assert.ok(slow.lost > 0);
+  assert.equal(slow.lost, vswitch.port('mon').drops.ringFull);
+  assert.equal(drain(guests.mon!).length, slow.copied);
+  // It takes them again, and goes.
+  await pour(10);
+  await until(() => drain(guests.mon!).length > 0, 'copies come again');
+  await guests.mon!.close();
+  await until(() => vswitch.port('mon').state !== 'up', 'the monitor has gone');
+  const before = counts(vswitch);
+  await pour(100);
+  await until(() => counts(vswitch).lost === before.lost + 100, 'all copies are lost');
+  assert.equal(counts(vswitch).copied, before.copied);
+  assert.equal(vswitch.port('b').txDrops, 0);
+  delete guests.mon;
+  assert.deepEqual(await exchange('b', frame(mac(1), mac(2))), { a: [frame(mac(1), mac(2))] });
+});
+
+test('mirrors come and go, and so do their ports, while frames flow', async (t) => {
+  const path = sockets(t);
+  const vswitch = await createSwitch({
+    workers: 2,
+    ports: ['a', 'b', 'mon'].map((name) => ({ name, type: 'vhost-user', target: path(name) })),
+  });
+  t.after(() => vswitch.close());
+  const monitor = await VirtioUser.open({ path: path('mon'), queueSize: 256 });
+  t.after(() => monitor.close());
+  await until(() => vswitch.port('mon').state === 'up', 'the monitor is up');
+  const traffic = await Traffic.start({ path: path('a') }, { path: path('b') });
+  for (let i = 0; i < 30; i++) {
+    const [from, direction] = [[undefined, 'a', 'b', 'a+b'][i % 4], (['in', 'out', 'both'] as const)[i % 3]!];
+    await vswitch.addMirror({ name: 'm', direction, to: 'mon', ...(from && { from }) });
+    await until(() => drain(monitor).length > 0, 'copies come');
+    if (i % 5 === 0) {
+      await vswitch.addPort({ name: 'c', type: 'null', target: '' });
+      await vswitch.removePort('c');
+    }
+    await vswitch.removeMirror('m');
+    await traffic.flows(50);
+    drain(monitor);
+    const { txPackets } = vswitch.port('mon');
+    await traffic.flows(50);
+    assert.equal(vswitch.port('mon').txPackets, txPackets, 'no copies come');
+  }
+  await traffic.stop();
+  assert.equal(vswitch.port('a').txDrops + vswitch.port('b').txDrops, 0);
+});
+
+test('a mirror to a file has the frames as pcapng, of the VLANs and the way that are asked for', async (t) => {
+  const directory = mkdtempSync(join(tmpdir(), 'vireo-mirror-'));
+  t.after(() => rmSync(directory, { recursive: true }));
+  const path = join(directory, 'a.pcapng');
+  const ports = { a: { vlan: 10 }, b: { vlan: 20 }, up: {}, mon: {} };
+  const { vswitch, exchange } = await lab(t, ports);
+  await vswitch.addMirror({ name: 'f', from: 'a+b+up', vlans: '20', direction: 'in', to: `file:${path}` });
+  await vswitch.addMirror({ name: 'any', to: `file:${path}.any` });
+  await vswitch.addMirror({ name: 'm', from: 'a', to: 'mon' });
+  const one = frame(BROADCAST, mac(1), 1514);
+  await exchange('a', one);
+  await exchange('b', one);
+  await exchange('up', tagged(20, one));
+  await exchange('up', tagged(10, one));
+  assert.deepEqual(counts(vswitch, 'f'), { copied: 2, lost: 0 });
+  assert.equal(statSync(path).mode & 0o777, 0o600);
+  for (const name of ['f', 'any', 'm']) await vswitch.removeMirror(name);
+  const read = (file: string) => {
+    const names: string[] = [];
+    return [...new BlockReader().read(readFileSync(file))].flatMap((said) => {
+      if (said.kind === 'interface') names.push(said.name);
+      return said.kind === 'packet'
+        ? [[names[said.packet.interface]!, said.packet.way, Buffer.from(said.packet.bytes)] as const]
+        : [];
+    });
+  };
+  assert.deepEqual(read(path), [
+    ['b', 'in', one],
+    ['up', 'in', tagged(20, one)],
+  ]);
+  // No copies of copies: a monitor isn't any port.
+  assert.deepEqual(
+    read(`${path}.any`).map(([port, way]) => `${port} ${way}`),
+    ['a in', 'up out', 'b in', 'up out', 'up in', 'b out', 'up in', 'a out'],
+  );
+  const refused = (to: string, words: RegExp) => assert.rejects(vswitch.addMirror({ name: 'x', to }), words);
+  await refused(`file:${directory}/none/a`, /to: .* can't be written: ENOENT/);
+  await refused(`file:${directory}`, /to: .* can't be written: EISDIR/);
+  await refused('file:/dev/null', /to: \/dev\/null can't be written: it is no file/);
+  await refused('file:/dev/full', /it is no file/);
+  await vswitch.addMirror({ name: 'f', to: `file:${path}` });
+  await refused(`file:${path}`, /to: expected a file of its own, found .* of mirror f/);
+});
+
+test('what is wrong with a mirror is told by name, and changes nothing', async (t) => {
+  const { vswitch, exchange } = await lab(t, { a: {}, b: {}, mon: {} }, { bridges: [{ name: 'lab' }] });
+  await vswitch.addPort({ name: 'p', type: 'patch', target: 'q' });
+  const refused = (spec: object, code: string, words: RegExp) =>
+    assert.rejects(
+      vswitch.addMirror({ name: 'm', ...spec } as never),
+      (error) => error instanceof SwitchError && error.code === code && words.test(error.message),
+    );
+  await refused({}, 'BAD_SPEC', /^to: expected a port, a VLAN from 1 to 4094 or a file/);
+  await refused({ to: 'vlan:0' }, 'BAD_SPEC', /^to: expected a port, a VLAN/);
+  await refused({ to: 'vlan:4095' }, 'BAD_SPEC', /^to: expected a port, a VLAN/);
+  await refused({ to: 'file:' }, 'BAD_SPEC', /^to: expected a port, a VLAN/);
+  await refused({ to: 'file:/tmp/a\n' }, 'BAD_SPEC', /^to: expected a port, a VLAN/);
+  await refused({ to: 'nobody' }, 'BAD_SPEC', /^to: expected a port that is there \(a, b, mon, p\)/);
+  await refused({ to: 'p' }, 'BAD_SPEC', /^to: expected no patch port/);
+  await refused({ from: 'a+mon', to: 'mon' }, 'BAD_SPEC', /^from: expected ports other than mon/);
+  await refused({ from: 'a+x', to: 'mon' }, 'BAD_SPEC', /^from: expected ports that are there .*found "x"/);
+  await refused({ from: 'a+a', to: 'mon' }, 'BAD_SPEC', /^from: expected names of ports/);
+  await refused({ from: '', to: 'mon' }, 'BAD_SPEC', /^from: expected names of ports/);
+  await refused({ vlans: '4095', to: 'mon' }, 'BAD_SPEC', /^vlans: expected VLANs from 0 to 4094/);
+  await refused({ vlans: '1-900', to: 'vlan:900' }, 'BAD_SPEC', /^to: expected a VLAN that isn't copied/);
+  await refused({ direction: 'up', to: 'mon' }, 'BAD_SPEC', /^direction: expected "in", "out" or "both"/);
+  await refused({ form: 'a', to: 'mon' }, 'BAD_SPEC', /^form: unknown key, did you mean from\?/);
+  assert.deepEqual(vswitch.mirrors(), []);
+  await vswitch.addMirror({ name: 'm', from: 'a', to: 'mon' });
+  await refused({ to: 'mon' }, 'MIRROR_EXISTS', /a mirror named "m" exists/);
+  await refused(
+    { name: 'n', from: 'mon', to: 'b' },
+    'BAD_SPEC',
+    /^from: expected ports that no mirror copies to/,
+  );
+  await refused(
+    { name: 'n', from: 'b', to: 'a' },
+    'BAD_SPEC',
+    /^to: expected a port that no mirror copies from/,
+  );
+  await assert.rejects(vswitch.removePort('a'), /port a: mirror m names it/);
+  await assert.rejects(vswitch.removePort('mon'), /port mon: mirror m names it/);
+  await assert.rejects(vswitch.removeMirror('n'), /no mirror is named "n"; there are: m/);
+  const hello = frame(BROADCAST, mac(1));
+  assert.deepEqual(await exchange('a', hello), { b: [hello], mon: [hello] });
+});
+
+test('apply brings mirrors to what a configuration has, and keeps those whose port comes anew', async (t) => {
+  const { vswitch, exchange, guests } = await lab(t, { a: {}, b: {}, mon: {} });
+  const { ports = [] } = vswitch.config();
+  const mirrors = [{ name: 'm', from: 'a', to: 'mon' }];
+  assert.deepEqual((await vswitch.apply({ ports, mirrors })).mirrors, {
+    added: ['m'],
+    removed: [],
+    failed: [],
+  });
+  assert.deepEqual(vswitch.config().mirrors, mirrors);
+  const none = { added: [], removed: [], failed: [] };
+  assert.deepEqual((await vswitch.apply({ ports, mirrors })).mirrors, none);
+  assert.deepEqual((await vswitch.apply({ ports })).mirrors, none);
+  const hello = frame(BROADCAST, mac(1));
+  assert.deepEqual(await exchange('a', hello), { b: [hello], mon: [hello] });
+  // The monitor's port goes and comes.
+  const changed = ports.map((spec) => (spec.name === 'mon' ? { ...spec, queues: 1 } : spec));
+  const applied = await vswitch.apply({ ports: changed, mirrors });
+  assert.deepEqual([applied.changed, applied.failed, applied.mirrors], [['mon'], [], none]);
+  await guests.mon!.reconnect();
+  await until(() => vswitch.port('mon').state === 'up', 'the monitor is up');
+  assert.deepEqual(await exchange('a', hello), { b: [hello], mon: [hello] });
+  assert.deepEqual(await exchange('b', hello), { a: [hello], mon: [hello] });
+  const other = [{ ...mirrors[0]!, direction: 'in' as const }];
+  assert.deepEqual((await vswitch.apply({ ports: changed, mirrors: other })).mirrors, {
+    added: ['m'],
+    removed: ['m'],
+    failed: [],
+  });
+  assert.deepEqual(await exchange('b', hello), { a: [hello], mon: [] });
+  // What names a port that isn't there is told before anything is done.
+  const bad = vswitch.apply({ ports: changed, mirrors: [{ name: 'm', from: 'x', to: 'mon' }] });
+  await assert.rejects(bad, /mirrors\[0\]\.from: expected ports that are there \(a, b, mon\), found "x"/);
+  const two = [...other, { name: 'n', from: 'mon', to: 'b' }];
+  await assert.rejects(
+    vswitch.apply({ ports: changed, mirrors: two }),
+    /mirrors\[1\]\.from: expected ports that no mirror copies to, found mon of mirror m/,
+  );
+  assert.deepEqual((await vswitch.apply({ ports: changed, mirrors: [] })).mirrors.removed, ['m']);
+  assert.deepEqual(await exchange('b', hello), { a: [hello], mon: [hello] });
+});
