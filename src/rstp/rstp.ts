@@ -54,6 +54,7 @@ const COST_AT_1_MBIT = 20_000_000;
  * until it takes the link to be free.
  */
 const LEASE = 4e9;
+
 export class Rstp {
   readonly #options: Options;
   readonly #trees = new Map<string, { tree: Tree; mac: Buffer; changes: number }>();
