@@ -3,12 +3,15 @@
  * members of a table, and takes what comes from those that are open (src/dataplane/bond.ts); which ones these are is
  * decided here, by the mode and the members' links.
  */
+import { randomBytes } from 'node:crypto';
 import type { Arena, BondMemberStruct, BondStruct, Range, Structures, VringStruct } from '../arena/index.ts';
 import type { DetailOfKind, Port, PortEvents } from '../ports/port.ts';
 import type { BondMemberStatus, Counters, PortSpec, PortStatus } from '../switch/types.ts';
 import { nextFlowTable } from '../vhost/flow-table.ts';
 import { DROP_REASONS } from '../vhost/net-device.ts';
 import type { Workers } from '../workers/workers.ts';
+import { Lacp } from './lacp.ts';
+import { answerMarker } from './lacpdu.ts';
 import { membersOf } from './members.ts';
 
 /** Bond.hash by the field `hash`; an active member takes all. */
@@ -36,11 +39,18 @@ export interface BondContext {
   events: PortEvents;
 }
 
+/** 01-80-C2-00-00-02 as a bit of what a port hands over (src/rules/protocols.ts). */
+const SLOW_PROTOCOLS = 1 << 2;
+/** Milliseconds between two looks of LACP at the clock. */
+const TICK = 100;
+
 interface Member {
   readonly name: string;
   readonly port: MemberPort;
   readonly shared: BondMemberStruct;
   isUp: boolean;
+  /** Frames of slow protocols that were none. */
+  bad: number;
 }
 
 export class BondPort implements Port {
@@ -53,6 +63,9 @@ export class BondPort implements Port {
   readonly #ring: VringStruct;
   /** Those that frames leave by. */
   #used: Member[] = [];
+  readonly #lacp: Lacp | undefined;
+  #system = '';
+  #clock: NodeJS.Timeout | undefined;
 
   /** Throws an ArenaFullError. Members come in by start(). */
   constructor(spec: PortSpec, context: BondContext) {
@@ -66,7 +79,7 @@ export class BondPort implements Port {
       this.#members = names.map((name, i) => {
         const shared = structures.bondMember(members + i * stride);
         shared.set('bond', slot);
-        return { name, port: context.member(name), shared, isUp: false };
+        return { name, port: context.member(name), shared, isUp: false, bad: 0 };
       });
       this.#bond = structures.bond(this.#room(structures.constant('BOND_STRIDE')));
       this.#ring = structures.vring(this.#room(structures.constant('VRING_STRIDE')));
@@ -76,6 +89,7 @@ export class BondPort implements Port {
     }
     const { mode = 'active-backup', hash = 'l3+4' } = spec;
     this.#bond.set('hash', mode === 'active-backup' ? 0 : HASHES[hash]);
+    this.#lacp = mode === 'lacp' ? this.#startLacp() : undefined;
     this.#ring.set('port', slot);
     this.#ring.set('callFd', -1);
     this.#ring.set('callQueue', -1);
@@ -84,6 +98,19 @@ export class BondPort implements Port {
     port.set('reception', 0);
     port.set('pairs', 0);
     port.set('ring', this.#ring.at);
+  }
+
+  #startLacp(): Lacp {
+    const { mac = randomMac(), lacpRate = 'slow' } = this.spec;
+    const { workers, slot } = this.#context;
+    this.#system = mac;
+    return new Lacp({
+      system: mac.toLowerCase(),
+      key: slot + 1,
+      fast: lacpRate === 'fast',
+      members: this.#members.length,
+      send: (index, frame) => void workers.send(this.#members[index]!.port.slot, frame),
+    });
   }
 
   #room(length: number): number {
@@ -110,10 +137,35 @@ export class BondPort implements Port {
     return this.#members.find((member) => member.name === name)!;
   }
 
+  /** Frames that its members hand over. */
+  get protocols(): number {
+    return this.#lacp ? SLOW_PROTOCOLS : 0;
+  }
+
   /** The members are the bond's in the data plane: begins. */
   start(): void {
-    for (const member of this.#members) member.isUp = member.port.isUp();
+    this.#lacp?.tick(performance.now());
+    for (const [index, member] of this.#members.entries()) {
+      member.isUp = member.port.isUp();
+      this.#lacp?.link(index, member.isUp);
+    }
     this.#choose();
+    if (!this.#lacp) return;
+    this.#clock = setInterval(() => {
+      this.#lacp!.tick(performance.now());
+      this.#choose();
+    }, TICK);
+  }
+
+  /** What a member has handed over; false: it is nothing that anybody knows. */
+  receive(name: string, frame: Buffer): boolean {
+    const index = this.members.indexOf(name);
+    const answer = answerMarker(frame, this.#system);
+    if (answer) void this.#context.workers.send(this.#members[index]!.port.slot, answer);
+    const isGood = answer !== undefined || this.#lacp?.receive(index, frame) === true;
+    if (!isGood) this.#members[index]!.bad++;
+    this.#choose();
+    return isGood;
   }
 
   /** The link of a member has gone up or down. */
@@ -121,11 +173,18 @@ export class BondPort implements Port {
     const member = this.#member(name);
     if (member.isUp === isUp) return;
     member.isUp = isUp;
+    this.#lacp?.link(this.#members.indexOf(member), isUp);
     this.#choose();
   }
 
   /** Chooses the members that frames leave by, and those whose frames count. */
   #choose(): void {
+    if (this.#lacp) {
+      const { distributing, collecting } = this.#lacp;
+      const at = (index: number) => this.#members[index]!;
+      this.#use(distributing.map(at), collecting.map(at));
+      return;
+    }
     const up = this.#members.filter(({ isUp }) => isUp);
     if (this.spec.mode === 'balance') {
       this.#use(up, up);
@@ -142,13 +201,15 @@ export class BondPort implements Port {
   #use(used: Member[], open: Member[]): void {
     const before = this.#used;
     this.#used = used;
-    if (used.length > 0) this.#spread(used.map(({ port }) => port.slot));
+    // LACP looks often, and seldom finds a change.
+    if (used.length > 0 && !isSame(used, before)) this.#spread(used.map(({ port }) => port.slot));
     for (const member of this.#members) member.shared.set('open', open.includes(member) ? 1 : 0);
     const { structures, slot, events } = this.#context;
     structures.port(slot).set('pairs', used.length > 0 ? 1 : 0);
     if (before.length === 0 && used.length > 0) events.guestUp();
     if (before.length > 0 && used.length === 0) events.guestDown('no member is up');
-    if (this.spec.mode !== 'balance' && used[0] !== undefined && used[0] !== before[0]) this.#context.moved();
+    const { mode = 'active-backup' } = this.spec;
+    if (mode === 'active-backup' && used[0] !== undefined && used[0] !== before[0]) this.#context.moved();
   }
 
   /** Writes the table: all entries name a member at any moment, and as few change as can be. */
@@ -209,6 +270,7 @@ export class BondPort implements Port {
       link: member.isUp ? 'up' : 'down',
       sends: this.#used.includes(member),
       receives: member.shared.get('open') === 1,
+      ...(this.#lacp && { lacp: { ...this.#lacp.status(this.#members.indexOf(member)), bad: member.bad } }),
     }));
   }
 
@@ -233,6 +295,7 @@ export class BondPort implements Port {
   /** Frees everything. No member is the bond's in the data plane any more. */
   async close(): Promise<void> {
     const { arena, structures, workers, slot } = this.#context;
+    clearInterval(this.#clock);
     structures.port(slot).set('pairs', 0);
     this.#used = [];
     // As of any port: nobody finds it any more, and whoever has found it passes by.
@@ -244,4 +307,14 @@ export class BondPort implements Port {
   #free(): void {
     for (const room of this.#rooms.splice(0)) this.#context.arena.freeTable(room);
   }
+}
+
+const isSame = (one: Member[], other: Member[]): boolean =>
+  one.length === other.length && one.every((member) => other.includes(member));
+
+/** Locally administered, of one station. */
+function randomMac(): string {
+  const bytes = randomBytes(6);
+  bytes[0] = (bytes[0]! & 0xfc) | 2;
+  return bytes.toString('hex').replace(/..(?=.)/g, '$&:');
 }

@@ -3,6 +3,7 @@ import { resolve } from 'node:path';
 import type { Command } from 'commander';
 import { dgramTarget } from '../ports/addresses.ts';
 import type {
+  BondMemberStatus,
   PortChange,
   PortDetail,
   PortSpec,
@@ -64,7 +65,7 @@ A port is NAME=TYPE:TARGET[,key=value…]:
                        user: what this user reaches, without root, by passt; options='…' are more of passt's
                        patch:PORT of the same kind on another bridge, which leads here
                        bond:PORT+PORT… that are one port from here on; mode=active-backup (default), primary=PORT;
-                       or mode=balance, hash=l2|l3+4 (default)
+                       mode=balance by flow, hash=l2|l3+4 (default); mode=lacp, lacp-rate=slow|fast, mac= too
                        null: nobody, what is sent there is forgotten
   role=server|client   server (default): listens on PATH; client: dials it, again when it is gone
   max-addresses=N      most MAC addresses learned on this port
@@ -236,12 +237,13 @@ export function portText(port: PortDetail): string {
     ]),
     section(
       'Members',
-      [{ title: 'PORT' }, { title: 'LINK' }, { title: 'SENDS' }, { title: 'RECEIVES' }],
+      [{ title: 'PORT' }, { title: 'LINK' }, { title: 'SENDS' }, { title: 'RECEIVES' }, { title: 'LACP' }],
       (port.members ?? []).map((member) => [
         member.port,
         member.link,
         member.sends ? 'yes' : 'no',
         member.receives ? 'yes' : 'no',
+        member.lacp === undefined ? '' : lacpWords(member.lacp),
       ]),
     ),
     section(
@@ -346,6 +348,12 @@ function treePairs(tree: RstpPortStatus): [string, string][] {
     ],
     ['BPDUs', `${count(tree.received)} received, ${count(tree.sent)} sent`],
   ];
+}
+
+/** `distributing, partner 02:00:00:00:00:01 key 9 port 1`, or why not. */
+function lacpWords({ mux, receive, partner }: NonNullable<BondMemberStatus['lacp']>): string {
+  const { system, key, port } = partner;
+  return receive === 'current' ? `${mux}, partner ${system} key ${key} port ${port}` : `${mux}, ${receive}`;
 }
 
 function roleLine({ role }: PortDetail): [string, string] {

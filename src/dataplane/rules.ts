@@ -53,6 +53,7 @@ export const RULE_DISCARDING_OUT: u32 = 24;
 export const RULE_BOND_CLOSED: u32 = 26;
 export const RULE_FROM_MONITOR: u32 = 27;
 export const RULE_TO_MONITOR: u32 = 28;
+/** The control plane counts another one, 29: bad LACPDUs. */
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;

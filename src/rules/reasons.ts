@@ -36,4 +36,5 @@ export const REASONS: readonly Reason[] = [
   { name: 'bondClosed', way: 'rx' },
   { name: 'fromMonitor', way: 'rx' },
   { name: 'toMonitor', way: 'tx' },
+  { name: 'badLacpdu', way: 'rx' },
 ];

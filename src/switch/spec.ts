@@ -46,7 +46,7 @@ const EXAMPLE = 'vm1=vhost-user:/tmp/vm1.sock,role=client';
 /** Bytes of a path in `struct sockaddr_un`, the final zero apart: unix(7). */
 const MAX_SOCKET_PATH = 107;
 const PCAP_MODES = ['read', 'write'] as const;
-const BOND_MODES = ['active-backup', 'balance'] as const;
+const BOND_MODES = ['active-backup', 'balance', 'lacp'] as const;
 const quoted = (words: readonly string[]) => words.map((word) => `"${word}"`).join(', ');
 const MODES_TOLD = `${quoted(PCAP_MODES)} (pcap), or ${quoted(BOND_MODES)} (bond)`;
 const MAX_ADDRESSES = 65_536;
@@ -162,7 +162,7 @@ const KINDS: Record<PortType, Kind> = {
   user: { target: nothing, options: ['options'], shared: true },
   // Two that lead to one are told when they meet.
   patch: { target: name("another patch port's", 'patch2'), options: [], shared: true },
-  bond: { target: memberList, options: ['mode', 'primary', 'hash'] },
+  bond: { target: memberList, options: ['mode', 'primary', 'hash', 'lacpRate', 'mac'] },
   null: { target: nothing, options: [], shared: true },
 };
 const TYPES = Object.keys(KINDS) as PortType[];
@@ -203,6 +203,7 @@ const portObject = z.strictObject(
     // Which of them a type has is checkType's.
     mode: z.enum([...PCAP_MODES, ...BOND_MODES], expected(MODES_TOLD)).optional(),
     primary: name("a port's", 'eth1').optional(),
+    lacpRate: z.enum(['slow', 'fast'], expected('"slow" or "fast"')).optional(),
     hash: z.enum(['l2', 'l3+4'], expected('"l2" or "l3+4"')).optional(),
     timing: timing.optional(),
     loop: wholeNumber(0, 1_000_000_000, ' of times, 0 for ever').optional(),
@@ -275,7 +276,10 @@ function checkBond(
   { mode = 'active-backup', ...bond }: PortSpec,
   add: (field: string, message: string) => void,
 ) {
-  const { name, primary, hash } = bond;
+  const { name, primary, hash, lacpRate, mac } = bond;
+  if (mode !== 'lacp')
+    for (const [field, value] of Object.entries({ lacpRate, mac }))
+      if (value !== undefined) add(field, `expected none with mode=${mode}, found ${show(value)}`);
   if (typeof bond.target !== 'string') return;
   const members = membersOf(bond);
   if (members.includes(name)) add('target', `expected names of other ports, found ${show(bond.target)}`);

@@ -32,6 +32,7 @@ import { VxlanEnd } from '../ports/vxlan.ts';
 import { isBpdu } from '../rstp/bpdu.ts';
 import { Rstp } from '../rstp/rstp.ts';
 import { PortRules, RULE_FIELDS } from '../rules/index.ts';
+import { REASONS } from '../rules/reasons.ts';
 import type { Beside, RuledPort } from '../rules/rule.ts';
 import { askedIn, hasVlans, vlansOf } from '../rules/vlan.ts';
 import { type PollerLease, sharedPoller } from '../sys/index.ts';
@@ -87,6 +88,7 @@ const TICK = 1000;
 /** Ticks between two sweeps for addresses that are too old. */
 const SWEEP = 15;
 const EVERY_PORT = 0xffff_ffff;
+const BAD_LACPDU = REASONS.findIndex(({ name }) => name === 'badLacpdu');
 
 const version: string = JSON.parse(
   readFileSync(new URL(import.meta.resolve('vireo/package.json')), 'utf8'),
@@ -508,7 +510,11 @@ export class Switch extends EventEmitter<SwitchEvents> {
     entry.rules.write(ruled(entry));
     for (const member of bond.members.map((name) => this.#ports.get(name)!)) {
       const memberAt = bond.memberAt(member.spec.name);
-      Object.assign(member, { beside: { memberAt }, vlanAware: false, spanned: false });
+      const { protocols } = bond;
+      Object.assign(member, { beside: { memberAt, protocols }, vlanAware: false, spanned: false });
+      this.#listeners.set(member.slot, (frame) => {
+        if (!bond.receive(member.spec.name, frame)) member.rules.count(BAD_LACPDU);
+      });
       this.#structures.port(member.slot).set('bridge', this.#structures.constant('NO_BRIDGE'));
       member.rules.write(ruled(member));
     }
@@ -519,6 +525,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
   /** The members of a bond are ports of their own again. */
   async #part(bond: BondPort): Promise<void> {
     for (const member of bond.members.map((name) => this.#ports.get(name)!)) {
+      this.#listeners.delete(member.slot);
       // In a tree it discards from the first frame on.
       Object.assign(member, { beside: {}, spanned: this.#isSpanned(member.spec) });
       member.rules.write(ruled(member));

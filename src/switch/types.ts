@@ -50,7 +50,10 @@ export interface PortSpec {
   features?: string;
   /** Most queue pairs that the guest may have, 1 to 128; default 128. Of a TAP its queues, of an interface its sockets; default 1. */
   queues?: number;
-  /** The device's MAC address, for front-ends that ask the back-end for it (crosvm; QEMU has its own `mac=`). */
+  /**
+   * The device's MAC address, for front-ends that ask the back-end for it (crosvm; QEMU has its own `mac=`). Of a bond
+   * with `lacp` that of its system; default: drawn.
+   */
   mac?: string;
   /** Most bytes of payload in a frame that the guest may be told of, 68 to 65535; default: what its front-end says. */
   mtu?: number;
@@ -64,13 +67,16 @@ export interface PortSpec {
   remote?: string;
   /**
    * Of `pcap`: whether the file is played or written anew; default `read`. Of `bond`: one member carries everything
-   * (default), or all do by flow, to a neighbour that bundles its ports too.
+   * (default), or all do by flow, to a neighbour that bundles its ports too: those that are up, or those that LACP
+   * has agreed on.
    */
-  mode?: 'read' | 'write' | 'active-backup' | 'balance';
+  mode?: 'read' | 'write' | 'active-backup' | 'balance' | 'lacp';
   /** Of `bond` with `active-backup`: the member that is active whenever its link is up; default: whichever is. */
   primary?: string;
   /** Of `bond` otherwise: what chooses a frame's member, addresses of stations or the flow; default `l3+4`. */
   hash?: 'l2' | 'l3+4';
+  /** Of `bond` with `lacp`: how often the neighbour is asked to speak: in 30 seconds (default) or each second. */
+  lacpRate?: 'slow' | 'fast';
   /** Of `pcap`, to read: `recorded` (default), `fast`, or packets a second such as `1000pps`. */
   timing?: string;
   /** Of `pcap`, to read: how often the file is played, 0: for ever; default 1. */
@@ -490,6 +496,17 @@ export interface BondMemberStatus {
   /** Frames leave by it; frames from it count. */
   sends: boolean;
   receives: boolean;
+  /** With `lacp`: the states of its machines, set bits of its state and its partner's, and LACPDUs. */
+  lacp?: {
+    receive: string;
+    mux: string;
+    state: string;
+    partner: { system: string; key: number; port: number; state: string };
+    received: number;
+    sent: number;
+    /** Frames of slow protocols that were none, or came back. */
+    bad: number;
+  };
 }
 
 export interface PortDetail extends PortStatus {
