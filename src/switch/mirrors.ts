@@ -96,6 +96,8 @@ export class Mirrors {
   /** Is a port a part of another one, whose frames it carries? */
   readonly #isPart: (port: string) => boolean;
   readonly #mirrors = new Map<string, Mirror>();
+  /** Memory of mirrors that were removed, which ports' lists have until the next wire(). */
+  #gone: Range[] = [];
   /** What no field points to any more, until the workers have passed by. */
   #old: Range[] = [];
 
@@ -169,7 +171,7 @@ export class Mirrors {
   async remove(name: string): Promise<void> {
     const { file, rooms, list } = this.#find(name);
     this.#mirrors.delete(name);
-    this.#old.push(...rooms, ...(list ? [list] : []));
+    this.#gone.push(...rooms, ...(list ? [list] : []));
     await file?.close();
   }
 
@@ -214,6 +216,7 @@ export class Mirrors {
       });
       if (port.rules.mirror(at, monitor)) fresh.push(port);
     }
+    this.#old.push(...this.#gone.splice(0));
     return fresh;
   }
 

@@ -179,6 +179,82 @@ for (const device of [{}, { packed: true, headerAlone: true }, { segmentLength: 
     assert.deepEqual(vswitch.mirror('m').ports, ['probe']);
   });
 
+test('random frames come back from a copy in another VLAN as they were, whatever tags they have', async (t) => {
+  const ports = { a: { native: 7 }, b: { trunk: 'all' }, probe: { trunk: '900', tags: '802.1ad' as const } };
+  const { vswitch, exchange } = await lab(t, ports, {}, { segmentLength: 70, bufferLength: 500 });
+  await vswitch.addMirror({ name: 'm', from: 'a', to: 'vlan:900' });
+  const random = new Random(42);
+  for (let i = 0; i < 200; i++) {
+    const bytes = frame(BROADCAST, mac(1), 60 + random.below(200), i);
+    const tags = random.pick([[], [0], [7], [100], [100, 200], [4000, 900, 1]] as const);
+    // The first tag is the outermost.
+    const whole = [...tags].reverse().reduce((inner, vlan) => tagged(vlan, inner, i % 8), bytes);
+    const outer = tags[0] === undefined ? whole : Buffer.concat([whole.subarray(0, 12), whole.subarray(16)]);
+    const priority = tags[0] === undefined ? 0 : i % 8;
+    const copy = tagged(900, outer, priority);
+    copy.writeUInt16BE(0x88a8, 12);
+    const vlan = tags[0] || 7;
+    assert.deepEqual(
+      await exchange('a', whole),
+      { b: [tagged(vlan, outer, priority)], probe: [copy] },
+      `${i} ${tags}`,
+    );
+  }
+  assert.deepEqual(counts(vswitch), { copied: 200, lost: 0 });
+});
+
+test('bonds and their members are mirrored, each by itself, and a bond may be a monitor', async (t) => {
+  const { vswitch, exchange } = await lab(t, { a: {}, p: {}, q: {}, r: {}, s: {}, mon: {} });
+  await vswitch.addPort({ name: 'bond', type: 'bond', target: 'p+q' });
+  await vswitch.addMirror({ name: 'whole', from: 'bond', to: 'mon' });
+  await vswitch.addMirror({ name: 'part', from: 'p', to: 'mon' });
+  await vswitch.addPort({ name: 'probe', type: 'bond', target: 'r+s' });
+  await vswitch.addMirror({ name: 'any', direction: 'in', to: 'probe' });
+  const hello = frame(BROADCAST, mac(1));
+  // To the bond, and by its active member.
+  assert.deepEqual(await exchange('a', hello), { p: [hello], q: [], r: [hello], s: [], mon: [hello, hello] });
+  // From the member, and so from the bond; a member isn't any port.
+  const other = frame(BROADCAST, mac(2), 300);
+  assert.deepEqual(await exchange('p', other), { a: [other], q: [], r: [other], s: [], mon: [other, other] });
+  // From the one that isn't active: it is turned away before it is from the bond.
+  assert.deepEqual(await exchange('q', other), { a: [], p: [], r: [], s: [], mon: [] });
+  // And nothing is taken from a monitor.
+  assert.deepEqual(await exchange('r', other), { a: [], p: [], q: [], s: [], mon: [] });
+  assert.deepEqual(
+    [counts(vswitch, 'whole'), counts(vswitch, 'part'), counts(vswitch, 'any')],
+    [
+      { copied: 2, lost: 0 },
+      { copied: 2, lost: 0 },
+      { copied: 2, lost: 0 },
+    ],
+  );
+  for (const to of ['q', 's'])
+    await assert.rejects(
+      vswitch.addMirror({ name: 'm', from: 'a', to }),
+      /^SwitchError: to: expected a port that is no member of a bond/,
+    );
+  await assert.rejects(
+    vswitch.addPort({ name: 'third', type: 'bond', target: 'mon' }),
+    /target: expected ports that no mirror copies to, found mon/,
+  );
+});
+
+test('a monitor has no part in a spanning tree while it is one', async (t) => {
+  const { vswitch } = await lab(t, { a: {}, mon: {} }, { bridges: [{ name: 'default', rstp: true }] });
+  const names = () => vswitch.bridge('default').spanningTree!.ports.map(({ name }) => name);
+  assert.deepEqual(names(), ['a', 'mon']);
+  await vswitch.addMirror({ name: 'm', from: 'a', to: 'mon' });
+  assert.deepEqual(names(), ['a']);
+  // Whatever is set meanwhile.
+  await vswitch.setPort('mon', { maxAddresses: 7 });
+  await vswitch.setBridge('default', { rstp: null });
+  await vswitch.setBridge('default', { rstp: true });
+  assert.deepEqual(names(), ['a']);
+  assert.equal(vswitch.port('mon').spanningTree, undefined);
+  await vswitch.removeMirror('m');
+  assert.deepEqual(names(), ['a', 'mon']);
+});
+
 test('a copy is completed and cut for a monitor that takes no offloads, and only for that', async (t) => {
   const { vswitch, guests } = await lab(t, { a: {}, b: {} }, {}, { offloads: true });
   const monitor = await plug(t, vswitch, sockets(t)('mon'));
@@ -250,6 +326,62 @@ test('a monitor that is slow, or gone, loses its own copies, counted, and nobody
   assert.equal(vswitch.port('b').txDrops, 0);
   delete guests.mon;
   assert.deepEqual(await exchange('b', frame(mac(1), mac(2))), { a: [frame(mac(1), mac(2))] });
+});
+
+test('copies are spread over the queues of a monitor, wait for its rate, and reach all members of a bond', async (t) => {
+  const { vswitch, guests } = await lab(t, { a: {}, p: {}, q: {} });
+  const monitor = await plug(
+    t,
+    vswitch,
+    sockets(t)('mon'),
+    { rateOut: '1Mbit', burstOut: '16KiB' },
+    { queues: 2 },
+  );
+  await vswitch.addPort({ name: 'bond', type: 'bond', target: 'p+q', mode: 'balance' });
+  await vswitch.addMirror({ name: 'm', from: 'a', to: 'mon' });
+  await vswitch.addMirror({ name: 'n', from: 'a', to: 'bond' });
+  const frames = Array.from({ length: 200 }, (_, i) => frame(mac(50), mac(i % 60), 200, i));
+  // Ethernet alone has one flow: addresses of IP make more.
+  for (const [i, bytes] of frames.entries()) {
+    const ip = frameOf(
+      mac(50),
+      mac(i % 60),
+      { version: 4, protocol: 'udp', payload: Buffer.from([i]) },
+      false,
+    );
+    ip[26] = i % 60;
+    ip.copy(bytes);
+  }
+  const others: Buffer[] = [];
+  for (const bytes of frames) {
+    await until(() => guests.a!.send(bytes), 'the ring takes a frame');
+    for (const name of ['p', 'q']) others.push(...drain(guests[name]!));
+  }
+  const got: Buffer[] = [];
+  await until(() => {
+    got.push(...drain(monitor));
+    for (const name of ['p', 'q']) others.push(...drain(guests[name]!));
+    return got.length >= 200 && others.length >= 200;
+  }, 'all copies come');
+  const sorted = (list: Buffer[]) => list.map((bytes) => bytes.toString('hex')).sort();
+  assert.deepEqual(sorted(got), sorted(frames));
+  assert.deepEqual(sorted(others), sorted(frames));
+  assert.deepEqual(
+    [counts(vswitch), counts(vswitch, 'n')],
+    [
+      { copied: 200, lost: 0 },
+      { copied: 200, lost: 0 },
+    ],
+  );
+  for (const { direction, packets } of vswitch.port('mon').queues)
+    if (direction === 'tx') assert.ok(packets > 0 && packets < 200, `${packets} in a queue`);
+  for (const name of ['p', 'q']) assert.ok(vswitch.port(name).txPackets > 0, `${name} has some`);
+  // One of them takes nothing any more.
+  await guests.q!.close();
+  await guests.p!.close();
+  await until(() => vswitch.port('bond').state !== 'up', 'the bond has nobody');
+  await until(() => guests.a!.send(frames[0]!), 'the ring takes a frame');
+  await until(() => counts(vswitch, 'n').lost === 1, 'the copy is lost');
 });
 
 test('mirrors come and go, and so do their ports, while frames flow', async (t) => {
