@@ -88,7 +88,7 @@ export interface SwitchControl {
   addAddress(spec: AddressSpec): Promise<void>;
   removeAddress(mac: string, filter?: AddressFilter): Promise<void>;
   groups(): GroupsStatus;
-  addGroup(spec: GroupSpec): Promise<void>;
+  addGroup(spec: GroupSpec): Promise<GroupSpec>;
   removeGroup(group: string, filter?: AddressFilter): Promise<void>;
   status(): SwitchStatus;
   capture(options: CaptureOptions): Promise<CaptureStream>;
@@ -319,9 +319,7 @@ const ROUTES: Route[] = [
       },
       POST: async ({ control, request }) => {
         // The switch checks it.
-        const spec = (await readJson(request)) as GroupSpec;
-        await control.addGroup(spec);
-        return { status: 201, body: spec };
+        return { status: 201, body: await control.addGroup((await readJson(request)) as GroupSpec) };
       },
     },
   },

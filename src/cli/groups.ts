@@ -106,8 +106,13 @@ export function declareGroups(program: Command): void {
     const options = optionsOf<Filter>(add);
     const { vlan } = options;
     const spec = { group, port, ...(vlan !== undefined && { vlan }) };
-    await (await connect(options)).addGroup(spec);
-    print(options, spec, () => `port ${port} entered into ${group}\n`);
+    const client = await connect(options);
+    const { group: entered } = await client.addGroup(spec);
+    const { groups: known } = await client.groups({ port });
+    const waits = known.some((entry) => entry.group === entered)
+      ? ''
+      : '; its bridge has no snooping=true yet';
+    print(options, spec, () => `port ${port} entered into ${entered}${waits}\n`);
   });
 
   const del = filtered(

@@ -74,6 +74,9 @@ A port is NAME=TYPE:TARGET[,key=value…]:
   queues=N             most queue pairs of the guest, 1 to 128 (default)
   mac=, mtu=, speed=   what the device says of itself to front-ends that ask for it; mtu is a limit for all${RULE_FORM}`;
 
+const groupsText = ({ joined, limit, refused }: NonNullable<PortDetail['groups']>): string =>
+  `${count(joined)} joined, at most ${count(limit)}${refused > 0 ? `; ${count(refused)} times more were wanted` : ''}`;
+
 /** A port in its one-line form, its path made absolute: what runs the switch may be in another directory. */
 export async function readPort(text: string): Promise<PortSpec> {
   const { checkPortSpec, parsePortSpec } = await import('../switch/spec.ts');
@@ -216,6 +219,7 @@ export function portText(port: PortDetail): string {
       ...(port.mtu === null ? [] : [['mtu', count(port.mtu)] as [string, string]]),
       ...(port.driverStatus ? [['driver', port.driverStatus] as [string, string]] : []),
       ['addresses', `${count(port.addresses.learned)} learned, at most ${count(port.addresses.limit)}`],
+      ...(port.groups ? [['groups', groupsText(port.groups)] as [string, string]] : []),
       ...(port.filtered > 0
         ? [
             ['filtered', `${count(port.filtered)} packets that the guest asked not to get`] as [

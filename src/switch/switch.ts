@@ -869,7 +869,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       });
     for (const spec of groups)
       if (this.#ports.has(spec.port) && !this.#groups.statics.list().includes(spec))
-        await attempt(spec.port, [], () => this.addGroup(spec));
+        await attempt(spec.port, [], async () => void (await this.addGroup(spec)));
     for (const spec of found.groups.add)
       await attempt(spec.port, [], async () => {
         await this.addGroup(spec);
@@ -1059,13 +1059,14 @@ export class Switch extends EventEmitter<SwitchEvents> {
   }
 
   /**
-   * Enters a port into a group for good; without `snooping` of its bridge that waits. Rejects with a SwitchError:
-   * BAD_SPEC, NO_SUCH_PORT or LIMIT.
+   * Enters a port into a group for good; without `snooping` of its bridge that waits. Returns it with the address in
+   * its shortest form. Rejects with a SwitchError: BAD_SPEC, NO_SUCH_PORT or LIMIT.
    */
-  async addGroup(input: GroupSpec): Promise<void> {
+  async addGroup(input: GroupSpec): Promise<GroupSpec> {
     const spec = checkGroupSpec(input);
     const place = this.#checkedPlace(spec, spec.group);
     this.#groups.statics.add(spec, this.#groups.has(place.fid >>> 12) ? place : undefined);
+    return spec;
   }
 
   /** Takes ports out of a group that they were entered into. Rejects with a SwitchError: NO_SUCH_GROUP, or that of the filter. */

@@ -228,10 +228,11 @@ class Table implements SwitchControl {
     return { groups, routers: [] };
   }
 
-  async addGroup(spec: GroupSpec): Promise<void> {
+  async addGroup(spec: GroupSpec): Promise<GroupSpec> {
     const checked = checkGroupSpec(spec);
     this.port(checked.port);
     this.entered.push(checked);
+    return checked;
   }
 
   async removeGroup(group: string, { vlan }: AddressFilter = {}): Promise<void> {
@@ -364,7 +365,8 @@ test('ports are entered into groups, listed and taken out', () =>
   withServer(async (path, table) => {
     const client = await findSwitch({ control: path });
     await client.addPort(vm1);
-    await client.addGroup({ group: 'FF3E:0::1', port: 'vm1', vlan: 7 });
+    const spec = { group: 'FF3E:0::1', port: 'vm1', vlan: 7 };
+    assert.deepEqual(await client.addGroup(spec), { ...spec, group: 'ff3e::1' });
     await client.addGroup({ group: '239.1.1.1', port: 'vm1' });
     assert.deepEqual(await client.groups(), table.groups());
     assert.deepEqual(
