@@ -15,7 +15,7 @@ import { admit, fidOf, reaches, RULE_ISOLATED, rulesOf, turnAway } from './rules
 import {
   destinationSlot, FLOOD, frameAt, isForMany, listSlot, markSlot, noteAt, NOWHERE, Packet, packetAt, PACKET_STRIDE, SNAPSHOT_STRIDE, worker,
 } from './scratch';
-import { steer } from './snooping';
+import { forgetGroup, steer } from './snooping';
 import { deliver } from './spread';
 import { recordCasts } from './statistics';
 import { calm } from './storm';
@@ -57,6 +57,7 @@ function forward(source: Vring, count: u32): void {
   const learns = !ruled || !(rules.ingress & STAGE_NO_LEARNING);
   let fid = fidOf(portAt(from).bridge);
   groups = bridgeAt(portAt(from).bridge).groups;
+  forgetGroup();
   let lastSource: u64 = 0;
   // No address: the first frame is always looked up.
   let lastDestination: u64 = u64.MAX_VALUE;

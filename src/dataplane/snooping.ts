@@ -18,6 +18,27 @@ const PIM_ROUTERS: u32 = 0x0d00_00e0;
 const PIM_ROUTERS_HIGH: u64 = 0x02ff;
 const PIM_ROUTERS_LOW: u64 = 0x0d00_0000_0000_0000;
 
+/** The group that was looked up last in the burst, and where its frames go: those of a stream come together. */
+let lastHigh: u64 = 0;
+let lastLow: u64 = 0;
+let lastFid: u32 = 0;
+let lastTo: u32 = 0;
+
+/** Before each burst, and behind each message. */
+@inline export function forgetGroup(): void { lastLow = 0; }
+
+/** Where the frame for a group goes. One whose `low` is 0, as few of IPv6 are, is looked up each time. */
+function destination(table: usize, high: u64, low: u64, fid: u32): u32 {
+  if (low != lastLow || high != lastHigh || fid != lastFid || low == 0) {
+    const to = destinationOf(table, high, low, fid);
+    lastHigh = high;
+    lastLow = low;
+    lastFid = fid;
+    lastTo = to != 0 ? to : FLOOD;
+  }
+  return lastTo;
+}
+
 /**
  * Where the frame goes: FLOOD, BAD_MESSAGE, or the ports of a group (GROUPED). It came from a port in a VLAN, with a
  * tag of that or without.
@@ -48,15 +69,16 @@ function steerIpv4(table: usize, fid: u32, port: u32, packet: Packet, frame: usi
   const protocol = <u32>load<u8>(ip, 9);
   if (protocol == IGMP) {
     cameFrom(table, fid, port);
+    forgetGroup();
     return igmp(packet, frame, network);
   }
   if (isLocalIpv4(group)) {
     if (protocol != PIM || group != PIM_ROUTERS) return FLOOD;
     cameFrom(table, fid, port);
+    forgetGroup();
     return pimIpv4(packet, frame, network);
   }
-  const to = destinationOf(table, 0, <u64>group, fid);
-  return to != 0 ? to : FLOOD;
+  return destination(table, 0, <u64>group, fid);
 }
 
 function steerIpv6(table: usize, fid: u32, port: u32, packet: Packet, frame: usize, end: u32): u32 {
@@ -70,14 +92,15 @@ function steerIpv6(table: usize, fid: u32, port: u32, packet: Packet, frame: usi
   if (findUpper(frame, end) && part == WHOLE && transport < end) {
     if (upper == ICMPV6) {
       cameFrom(table, fid, port);
+      forgetGroup();
       const to = mld(packet, frame, network, transport);
       if (to != 0) return to;
     } else if (upper == PIM && high == PIM_ROUTERS_HIGH && low == PIM_ROUTERS_LOW) {
       cameFrom(table, fid, port);
+      forgetGroup();
       return pimIpv6(packet, frame, network, transport);
     }
   }
   if (isLocalIpv6(high, low)) return FLOOD;
-  const to = destinationOf(table, high, low, fid);
-  return to != 0 ? to : FLOOD;
+  return destination(table, high, low, fid);
 }

@@ -14,6 +14,7 @@ import {
   mldQuery,
   mldReport,
 } from '../support/igmp.ts';
+import { Random } from '../support/random.ts';
 import { until } from '../support/until.ts';
 import { type Lab, lab } from './lab.ts';
 
@@ -254,6 +255,36 @@ describe('snooping', { concurrency: true }, () => {
       'BAD_SPEC',
       /snooping: expected true or false, found "yes"/,
     );
+  });
+
+  test('two workers learn of the same groups at a time', async (t) => {
+    const names = ['a', 'b', 'c', 'd'];
+    const { vswitch, guests } = await lab(
+      t,
+      Object.fromEntries(names.map((name) => [name, { fastLeave: true, maxGroups: 40 }])),
+      { workers: 2, bridges: [{ name: 'default', snooping: true }] },
+    );
+    const random = new Random(7);
+    const group = () => `239.5.0.${random.below(60)}`;
+    const send = async (name: string, bytes: Buffer) => {
+      await until(() => guests[name]!.send(bytes), 'the ring takes a frame');
+      for (const guest of Object.values(guests)) while (guest.receive() !== undefined);
+    };
+    for (let i = 0; i < 3000; i++)
+      for (const [n, name] of names.entries())
+        await send(name, random.below(3) ? igmpReport(mac(n), group()) : igmpLeave(mac(n), group()));
+    await until(() => Object.values(guests).every((guest) => guest.pending() === 0), 'all is done');
+    const members = vswitch.groups().groups.flatMap(({ ports }) => ports.map(({ port }) => port));
+    for (const name of names) {
+      const { joined, limit } = vswitch.port(name).groups!;
+      assert.ok(joined > 0 && joined <= limit);
+      assert.equal(joined, members.filter((port) => port === name).length);
+    }
+    for (let i = 0; i < 60; i++)
+      for (const [n, name] of names.entries()) await send(name, igmpLeave(mac(n), `239.5.0.${i}`));
+    await until(() => Object.values(guests).every((guest) => guest.pending() === 0), 'all is done');
+    assert.deepEqual(vswitch.groups().groups, []);
+    assert.ok(names.every((name) => vswitch.port(name).groups!.joined === 0));
   });
 
   test('a bridge asks where nobody else does, in the VLANs of its ports and in their forms', async (t) => {
