@@ -22,6 +22,8 @@ const RULES: Record<string, PortChange> = {
   'rate-out, below the rate': { rateOut: '1000Gbit' },
   'delay-out of 1 ns': { delayOut: '1ns', limitOut: 8192 },
 };
+/** RSTP on the bridge, by whether other bridges may be behind the ports. */
+const TREES = { 'rstp, edges': true, 'rstp, between bridges': false };
 const RATES = ['10Mbit', '100Mbit', '1Gbit'];
 const DELAYS = ['1ms', '10ms'];
 const POLLS = ['adaptive', 'busy'] as const;
@@ -75,6 +77,12 @@ export async function rules(turns: number, say: (line: string) => void): Promise
         costs[name] = [...(costs[name] ?? []), 1e9 / rates.reduce((sum, rate) => sum + rate, 0)];
         for (const port of ['a', 'b']) await vireo.control.setPort(port, { ...none, isolated: null });
       }
+      for (const [name, edge] of Object.entries(TREES)) {
+        await inTree(vireo, guests, edge);
+        const rates = await guests.rates(WINDOW);
+        costs[name] = [...(costs[name] ?? []), 1e9 / rates.reduce((sum, rate) => sum + rate, 0)];
+        await vireo.control.setBridge('default', { rstp: null, maxAge: null, forwardDelay: null });
+      }
     }
   });
   return {
@@ -109,6 +117,18 @@ async function circulate(
   await guests.command(`start tx_first ${BURSTS}`);
   await during(vireo, guests);
   return guests.version;
+}
+
+/** The ports come into a tree, and forward when nobody has answered; what was under way is lost meanwhile. */
+async function inTree(vireo: Vireo, guests: Testpmd, edge: boolean): Promise<void> {
+  for (const port of ['a', 'b']) await vireo.control.setPort(port, { edge });
+  await vireo.control.setBridge('default', { rstp: true, maxAge: 6, forwardDelay: 4 });
+  await until('the ports forward', 60_000, async () => {
+    const { spanningTree } = await vireo.control.bridge('default');
+    return spanningTree!.ports.every(({ state }) => state === 'forwarding') || undefined;
+  });
+  await guests.command('stop');
+  await guests.command(`start tx_first ${BURSTS}`);
 }
 
 async function delayed(poll: 'adaptive' | 'busy', delay: string): Promise<Result['late'][number]> {

@@ -1,10 +1,13 @@
 /** The state machines of RSTP among themselves: bridges that are joined anyhow find one tree, and another one after each cut. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { MIGRATE_TIME } from '../../src/rstp/port.ts';
+import type { Bpdu } from '../../src/rstp/bpdu.ts';
+import { MIGRATE_TIME, type PortSettings } from '../../src/rstp/port.ts';
+import { bridgeId } from '../../src/rstp/priority.ts';
+import { Tree } from '../../src/rstp/tree.ts';
 import { Network } from './network.ts';
 
-const SEEDS = Number(process.env.VIREO_MATRIX ? 2000 : 150);
+const SEEDS = Number(process.env.VIREO_MATRIX ? 2000 : 60);
 
 test('any network comes to the tree of the standard, and to another after each change', () => {
   let slowest = 0;
@@ -157,4 +160,82 @@ test('whatever comes, the machines come to rest', () => {
       assert.ok(tree.ports.size === 6 && [...tree.ports].filter(({ role }) => role === 'root').length <= 1);
     }
   }
+});
+
+/** A bridge with a port, what it has sent, and a neighbour's word. */
+function neighbour(settings: Partial<PortSettings> = {}) {
+  const sent: Bpdu[] = [];
+  const effects = { transmit: (_: unknown, bpdu: Bpdu) => void sent.push(bpdu), setState() {}, flush() {} };
+  const tree = new Tree({ id: bridgeId(32_768, '02:00:00:00:00:05'), maxAge: 20, forwardDelay: 15 }, effects);
+  const port = tree.add({ pathCost: 2000, id: 0x8001, edge: 'auto', pointToPoint: true, ...settings });
+  tree.setLink(port, true);
+  const times = { messageAge: 0, maxAge: 20, helloTime: 2, forwardDelay: 15 };
+  return {
+    tree,
+    port,
+    /** Kinds of the messages since the last look. */
+    kinds: () => new Set(sent.splice(0).map(({ kind }) => kind)),
+    say(kind: 'stp' | 'rstp', priority: number): void {
+      const id = bridgeId(priority, '02:00:00:00:00:01');
+      const content = { vector: { root: id, cost: 0, bridge: id, port: 0x8001 }, times, tc: false };
+      const flags = { proposal: false, learning: false, forwarding: false, agreement: false };
+      if (kind === 'stp') tree.receive(port, { kind, tcAck: false, ...content });
+      else tree.receive(port, { kind, role: 'designated', ...flags, ...content });
+    },
+    seconds(count: number, each = () => {}): void {
+      for (; count > 0; count--) {
+        each();
+        tree.tick();
+      }
+    },
+  };
+}
+
+test('a neighbour that speaks STP is spoken to in STP, until it speaks RSTP', () => {
+  const { port, say, seconds, kinds } = neighbour();
+  // For the first three seconds it may be mistaken for one that has just heard of us.
+  seconds(MIGRATE_TIME, () => say('stp', 61_440));
+  assert.deepEqual(kinds(), new Set(['rstp']));
+  say('stp', 61_440);
+  assert.equal(port.sendRstp, false);
+  // It is worse: ours is the root, and waits the long time, twice.
+  let waited = 0;
+  seconds(60, () => {
+    say('stp', 61_440);
+    if (!port.forwarding) waited++;
+  });
+  assert.ok(port.forwarding && !port.operEdge);
+  assert.ok(waited >= 30, `it forwards after ${waited} s`);
+  assert.deepEqual(kinds(), new Set(['stp']));
+  // A better one: what there is to say to the root is that the topology changes.
+  say('stp', 4096);
+  assert.equal(port.role, 'root');
+  seconds(10, () => say('stp', 4096));
+  assert.deepEqual(kinds(), new Set(['notification']));
+  say('rstp', 4096);
+  assert.equal(port.sendRstp, true);
+  seconds(3, () => say('rstp', 61_440));
+  assert.deepEqual(kinds(), new Set(['rstp']));
+});
+
+test('an edge is none any more when a bridge is heard, until its link has gone', () => {
+  const { tree, port, say, seconds } = neighbour({ edge: true });
+  assert.ok(port.forwarding);
+  say('rstp', 61_440);
+  assert.equal(port.operEdge, false);
+  seconds(30);
+  tree.setLink(port, false);
+  assert.equal(port.forwarding, false);
+  tree.setLink(port, true);
+  assert.ok(port.operEdge && port.forwarding);
+});
+
+test('what was heard of the root is forgotten after three of its hello times', () => {
+  const { port, say, seconds } = neighbour();
+  say('rstp', 4096);
+  assert.equal(port.role, 'root');
+  seconds(5);
+  assert.equal(port.role, 'root');
+  seconds(1);
+  assert.equal(port.role, 'designated');
 });
