@@ -42,6 +42,14 @@ export interface DataplaneFunctions {
   releaseBuffers(transfer: number): void;
   toStream(ring: number, to: number, room: number): number;
   fromStream(ring: number, from: number, length: number): number;
+  fromPacketRing(queue: number, transfer: number, most: number): number;
+  copiesWaiting(queue: number, most: number): number;
+  skipCopies(queue: number, count: number): void;
+  toPacketRing(queue: number, transfer: number, most: number): number;
+  wantsMessage(queue: number, transfer: number): number;
+  hasSlot(queue: number): number;
+  hasUnsent(queue: number): number;
+  takeBack(queue: number, transfer: number): void;
   prepareXdp(queue: number): void;
   fromXdp(queue: number, transfer: number, most: number): number;
   toXdp(queue: number, transfer: number, most: number): number;

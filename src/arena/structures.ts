@@ -99,6 +99,7 @@ const TRANSFER = [
   'ring', 'prefix', 'slots', 'messages', 'vectors', 'vectorCount', 'ids', 'perMessage', 'overflow', 'control',
   'count', 'next', 'vni', 'dropped',
 ] as const; // biome-ignore format: a table
+const PACKET_QUEUE = ['rx', 'tx', 'slots', 'slot', 'rxNext', 'txNext', 'longest'] as const;
 const XDP_QUEUE = [
   'umem', 'chunk', 'size', 'rxProducer', 'rxConsumer', 'rxEntries', 'txProducer', 'txConsumer', 'txEntries', 'txFlags',
   'fillProducer', 'fillConsumer', 'fillEntries', 'fillFlags', 'doneProducer', 'doneConsumer', 'doneEntries', 'free', 'freeCount',
@@ -134,6 +135,7 @@ export type ReceptionStruct = Struct<(typeof RECEPTION)[number]>;
 export type CommandStruct = Struct<(typeof COMMAND)[number]>;
 export type LogStruct = Struct<(typeof LOG)[number]>;
 export type WindowStruct = Struct<(typeof WINDOW)[number]>;
+export type PacketQueueStruct = Struct<(typeof PACKET_QUEUE)[number]>;
 export type XdpQueueStruct = Struct<(typeof XDP_QUEUE)[number]>;
 export type TransferStruct = Struct<(typeof TRANSFER)[number]>;
 export type VringStruct = Struct<(typeof VRING)[number]>;
@@ -173,6 +175,7 @@ export class Structures {
       log: fields(layout, 'Log', LOG),
       window: fields(layout, 'Window', WINDOW),
       transfer: fields(layout, 'Transfer', TRANSFER),
+      packetQueue: fields(layout, 'PacketQueue', PACKET_QUEUE),
       xdpQueue: fields(layout, 'XdpQueue', XDP_QUEUE),
       vring: fields(layout, 'Vring', VRING),
     };
@@ -302,6 +305,11 @@ export class Structures {
   /** The transfer at an offset of the arena. */
   transfer(at: number): TransferStruct {
     return new Struct(this.#arena, at, this.#offsets.transfer);
+  }
+
+  /** The queue of a packet socket with rings at an offset of the arena. */
+  packetQueue(at: number): PacketQueueStruct {
+    return new Struct(this.#arena, at, this.#offsets.packetQueue);
   }
 
   /** The queue of an AF_XDP socket at an offset of the arena. */

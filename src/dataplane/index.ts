@@ -27,6 +27,7 @@ export {
 } from './driver';
 export { acceptMessages, collectFrames, prepareTransfer, refillBuffers, releaseBuffers } from './transfer';
 export { fromStream, toStream } from './stream';
+export { copiesWaiting, fromPacketRing, hasSlot, hasUnsent, skipCopies, takeBack, toPacketRing, wantsMessage } from './packet-ring';
 export { fromXdp, prepareXdp, toXdp } from './xdp';
 
 export const HEADER: usize = L.HEADER;
@@ -92,6 +93,7 @@ export const DRIVER_RING_STRIDE: usize = L.DRIVER_RING_STRIDE;
 export const SHADOW_STRIDE: usize = L.SHADOW_STRIDE;
 export const TRANSFER_STRIDE: usize = L.TRANSFER_STRIDE;
 export const XDP_QUEUE_STRIDE: usize = L.XDP_QUEUE_STRIDE;
+export const PACKET_QUEUE_STRIDE: usize = L.PACKET_QUEUE_STRIDE;
 export const MESSAGE_STRIDE: usize = X.MESSAGE_STRIDE;
 export const VECTOR_STRIDE: usize = X.VECTOR_STRIDE;
 export const OVERFLOW: u32 = X.OVERFLOW;
@@ -514,3 +516,10 @@ export const XdpQueue_doneEntries: usize = offsetof<L.XdpQueue>('doneEntries');
 export const XdpQueue_free: usize = offsetof<L.XdpQueue>('free');
 export const XdpQueue_freeCount: usize = offsetof<L.XdpQueue>('freeCount');
 export const XdpQueue_scratch: usize = offsetof<L.XdpQueue>('scratch');
+export const PacketQueue_rx: usize = offsetof<L.PacketQueue>('rx');
+export const PacketQueue_tx: usize = offsetof<L.PacketQueue>('tx');
+export const PacketQueue_slots: usize = offsetof<L.PacketQueue>('slots');
+export const PacketQueue_slot: usize = offsetof<L.PacketQueue>('slot');
+export const PacketQueue_rxNext: usize = offsetof<L.PacketQueue>('rxNext');
+export const PacketQueue_txNext: usize = offsetof<L.PacketQueue>('txNext');
+export const PacketQueue_longest: usize = offsetof<L.PacketQueue>('longest');

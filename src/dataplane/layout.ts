@@ -814,6 +814,22 @@ export class XdpQueue {
   scratch: usize;
 }
 
+/** A packet socket with its rings (packet-ring.ts), which are the kernel's, mapped here: slots of `slot` bytes. */
+@unmanaged
+export class PacketQueue {
+  rx: usize;
+  tx: usize;
+  /** Slots of each ring. */
+  slots: u32;
+  /** Bytes of a slot. */
+  slot: u32;
+  /** The slots that the kernel fills next, and that we do. */
+  rxNext: u32;
+  txNext: u32;
+  /** Bytes of the longest frame that the interface sends, without a VLAN tag. */
+  longest: u32;
+}
+
 /** Strides are whole cache lines, so that two workers never write to one line. */
 export const VRING_STRIDE: usize = (offsetof<Vring>() + 63) & ~63;
 export const LINE_STRIDE: usize = LINE_VRING + VRING_STRIDE;
@@ -827,6 +843,7 @@ export const WINDOW_STRIDE: usize = 16;
 export const DRIVER_RING_STRIDE: usize = (offsetof<DriverRing>() + 63) & ~63;
 export const SHADOW_STRIDE: usize = 16;
 export const XDP_QUEUE_STRIDE: usize = (offsetof<XdpQueue>() + 63) & ~63;
+export const PACKET_QUEUE_STRIDE: usize = (offsetof<PacketQueue>() + 63) & ~63;
 export const TRANSFER_STRIDE: usize = (offsetof<Transfer>() + 63) & ~63;
 
 @inline export function header(): Header { return changetype<Header>(HEADER); }

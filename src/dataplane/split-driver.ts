@@ -116,14 +116,21 @@ export function waiting(ring: DriverRing): i32 {
   return came > ring.lent ? broken(ring, E_USED_JUMP, came) : <i32>came;
 }
 
-/** Takes the next used buffer: its number, and its length above 16 bits; BAD when it wasn't lent. */
-export function used(ring: DriverRing): i64 {
+/** The next used buffer as used() has it, which stays there. */
+export function peek(ring: DriverRing): i64 {
   const entry = usedEntry(ring, ring.lastUsed);
   const id = <u32>entry;
   if (!isLent(ring, id)) return broken(ring, E_USED_ID, id);
-  release(ring, id);
-  ring.lastUsed = (ring.lastUsed + 1) & 0xffff;
   return <i64>(<u64>id | ((entry >> 32) << 16));
+}
+
+/** Takes the next used buffer: its number, and its length above 16 bits; BAD when it wasn't lent. */
+export function used(ring: DriverRing): i64 {
+  const entry = peek(ring);
+  if (entry < 0) return BAD;
+  release(ring, <u32>entry & 0xffff);
+  ring.lastUsed = (ring.lastUsed + 1) & 0xffff;
+  return entry;
 }
 
 export function arm(ring: DriverRing): bool {

@@ -51,6 +51,8 @@ export type EndSetup =
   | ({ kind: 'replay' } & Replay)
   /** A capture file that is written (record.ts); `buffer`: `size` bytes in the arena. */
   | { kind: 'record'; fd: number; buffer: number; size: number }
+  /** A packet socket with rings in the arena (packet-channel.ts); `rings`: the data plane's PacketQueue. */
+  | { kind: 'packet'; fd: number; sendFd: number; rings: number }
   /** An AF_XDP socket, its rings in the arena (xdp-channel.ts); `queue`: the data plane's XdpQueue. */
   | { kind: 'xdp'; fd: number; queue: number }
   /** Nobody: what comes is forgotten. */
@@ -169,7 +171,7 @@ const LOST = new Set([
   ...['ENETDOWN', 'ENETUNREACH', 'EHOSTUNREACH', 'ECONNREFUSED', 'ENOENT', 'ENOTCONN'],
 ]);
 
-function isLost(result: number): boolean {
+export function isLost(result: number): boolean {
   return LOST.has(errnoName(-result));
 }
 
@@ -204,6 +206,11 @@ abstract class Direct extends Channel {
     const ready = intact(refillBuffers(this.queue.fromKernel.transfer));
     this.starved = ready === 0;
     return ready;
+  }
+
+  /** Frames are collected that the kernel hasn't taken yet. */
+  protected get collected(): boolean {
+    return this.context.u32[this.#count] !== 0;
   }
 
   protected accept(count: number): void {
@@ -303,24 +310,26 @@ export class MessageChannel extends Direct {
   }
 
   protected toSwitch(): boolean {
-    const { base } = this.context;
     let moved = 0;
     for (let rounds = 0; moved < BURST && rounds < BURST; rounds++) {
-      const ready = this.refill();
-      if (ready === 0) break;
-      const count = receiveMessages(this.#fd, base + this.inMessages, ready);
-      if (isNotReady(count)) {
-        this.readable = false;
-        break;
-      }
-      if (count >= 0) {
-        this.accept(count);
-        moved += count;
-      } else if (!isInterrupted(count) && !isLost(count)) {
-        failed('recvmmsg', count);
-      }
+      moved += this.receive(BURST);
+      if (!this.readable || this.starved) break;
     }
     return moved > 0;
+  }
+
+  /** Receives up to `most` messages; returns how many came. None of them may mean: try again. */
+  protected receive(most: number): number {
+    const ready = Math.min(this.refill(), most);
+    if (ready === 0) return 0;
+    const count = receiveMessages(this.#fd, this.context.base + this.inMessages, ready);
+    if (count >= 0) {
+      this.accept(count);
+      return count;
+    }
+    if (isNotReady(count)) this.readable = false;
+    else if (!isInterrupted(count) && !isLost(count)) failed('recvmmsg', count);
+    return 0;
   }
 
   protected send(first: number, count: number): number {

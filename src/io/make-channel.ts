@@ -9,6 +9,7 @@ import {
   StreamChannel,
   type ThreadContext,
 } from './channel.ts';
+import { PacketChannel } from './packet-channel.ts';
 import { RecordChannel } from './record.ts';
 import { ReplayChannel } from './replay.ts';
 import { XdpChannel } from './xdp-channel.ts';
@@ -25,6 +26,8 @@ export function makeChannel(context: ThreadContext, queue: QueueSetup, end: EndS
       return new ReplayChannel(context, queue, end);
     case 'record':
       return new RecordChannel(context, queue, end);
+    case 'packet':
+      return new PacketChannel(context, queue, end);
     case 'xdp':
       return new XdpChannel(context, queue, end);
     case 'sink':

@@ -60,8 +60,10 @@ function run(setup: ThreadSetup, control: MessagePort): void {
     watched.set(id, []);
     channels.set(id, makeChannel(context, queue, end));
     // A file is always ready, and epoll has nothing to say of it.
-    if ('fd' in end && end.kind !== 'record') watch(id, end.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP, END);
-    if (end.kind === 'messages' && end.sendFd !== undefined) watch(id, end.sendFd, EPOLLOUT, END);
+    // Of a socket with rings each frame that is gone would be an event.
+    const both = end.kind === 'packet' ? EPOLLIN : EPOLLIN | EPOLLOUT;
+    if ('fd' in end && end.kind !== 'record') watch(id, end.fd, both | EPOLLRDHUP, END);
+    if ('sendFd' in end && end.sendFd !== undefined) watch(id, end.sendFd, EPOLLOUT, END);
     watch(id, queue.fromKernel.callFd, EPOLLIN, FED);
     watch(id, queue.toKernel.callFd, EPOLLIN, FILLED);
   };

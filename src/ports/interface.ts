@@ -16,6 +16,8 @@ export interface Taken {
   note?: string;
   /** Frames that the kernel dropped on their way to the switch, by reason. */
   drops?(): Record<string, number>;
+  /** Something of the interface has changed. */
+  follow?(): void;
   /** No end is in use any more. */
   close(): void;
 }
@@ -112,6 +114,7 @@ export class InterfaceEnd implements End {
         this.#link.error((error as Error).message);
       }
     } else if (this.#taken) {
+      this.#taken.follow?.();
       this.#fault = linkFault(this.#name) ?? 'is gone';
       this.#link.set(this.#fault === '', `interface ${this.#name} ${this.#fault}`);
     }

@@ -1223,7 +1223,7 @@ function openPort(spec: PortSpec, context: PortContext & BondContext): Port {
       return new KernelPort(
         spec,
         context,
-        new InterfaceEnd(spec.target, packetSockets(spec), context.poller),
+        new InterfaceEnd(spec.target, packetSockets(spec, context), context.poller),
       );
     case 'af-xdp':
       return new KernelPort(

@@ -18,6 +18,7 @@ const RTMGRP_LINK = 1;
 const SIOCGIFFLAGS = 0x8913;
 const SIOCSIFFLAGS = 0x8914;
 const SIOCGIFINDEX = 0x8933;
+const SIOCGIFMTU = 0x8921;
 const SIOCETHTOOL = 0x8946;
 const ETHTOOL_GCHANNELS = 0x3c;
 const IFF_UP = 1;
@@ -56,6 +57,9 @@ function query(name: string, request: number): Buffer | undefined {
     throw error;
   }
 }
+
+/** The bytes that a frame of this interface carries behind its header; undefined: there is no such interface. */
+export const interfaceMtu = (name: string): number | undefined => query(name, SIOCGIFMTU)?.readInt32LE(0);
 
 /** The number of an interface; undefined: there is none of this name. */
 export const interfaceIndex = (name: string): number | undefined => query(name, SIOCGIFINDEX)?.readInt32LE(0);

@@ -6,6 +6,7 @@
 import { check, isSystemError } from './errors.ts';
 import { closeFd } from './fd.ts';
 import { libc, pinned } from './libc.ts';
+import { mapFixed } from './memory.ts';
 
 const AF_PACKET = 17;
 const SOCK_RAW = 3;
@@ -17,11 +18,18 @@ const SO_SNDBUF = 7;
 const SO_RCVBUF = 8;
 const SOL_PACKET = 263;
 const PACKET_ADD_MEMBERSHIP = 1;
+const PACKET_RX_RING = 5;
+const PACKET_STATISTICS = 6;
+const PACKET_COPY_THRESH = 7;
 const PACKET_AUXDATA = 8;
+const PACKET_VERSION = 10;
+const PACKET_TX_RING = 13;
+const PACKET_LOSS = 14;
 const PACKET_VNET_HDR = 15;
 const PACKET_FANOUT = 18;
 const PACKET_IGNORE_OUTGOING = 23;
 const PACKET_MR_PROMISC = 1;
+const TPACKET_V2 = 1;
 const PACKET_FANOUT_HASH = 0;
 const PACKET_FANOUT_FLAG_UNIQUEID = 0x2000;
 
@@ -34,11 +42,23 @@ function setInt(fd: number, level: number, name: number, value: number, what: st
   check(libc.setsockopt(fd, level, name, bytes, 4), 'setsockopt', what);
 }
 
+/** Slots of the ring to receive into and as many of that to send from, of `slot` bytes each. */
+export interface PacketRings {
+  slots: number;
+  slot: number;
+}
+
+/** Bytes of a block, which holds whole slots. */
+const BLOCK = 1 << 16;
+
+export const packetRingRoom = ({ slots, slot }: PacketRings): number => 2 * slots * slot;
+
 /**
- * `count` packet sockets on the interface with this number, among which its flows are spread by their hash. The
- * interface is promiscuous as long as they are open. Throws a SystemError (EPERM without CAP_NET_RAW).
+ * `count` packet sockets on the interface with this number, among which its flows are spread by their hash, each
+ * with rings that mapPacketRings() maps, if they are asked for. The interface is promiscuous as long as they are open.
+ * Throws a SystemError (EPERM without CAP_NET_RAW).
  */
-export function openPacketSockets(index: number, count: number): number[] {
+export function openPacketSockets(index: number, count: number, rings?: PacketRings): number[] {
   const fds: number[] = [];
   try {
     let group: number | undefined;
@@ -47,7 +67,9 @@ export function openPacketSockets(index: number, count: number): number[] {
       // Without a protocol nothing comes before it is bound.
       const fd = check(libc.socket(AF_PACKET, type, 0), 'socket', 'AF_PACKET');
       fds.push(fd);
-      bind(fd, index);
+      prepare(fd, index);
+      if (rings) addRings(fd, rings);
+      bind(fd, index, ETH_P_ALL);
       if (count > 1) group = joinFanout(fd, group);
     }
     return fds;
@@ -57,17 +79,72 @@ export function openPacketSockets(index: number, count: number): number[] {
   }
 }
 
-function bind(fd: number, index: number): void {
+/**
+ * A packet socket that no frame comes by, to send messages by the interface: one with rings sends from them alone. As
+ * openPacketSockets().
+ */
+export function openPacketSender(index: number): number {
+  const fd = check(libc.socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), 'socket', 'AF_PACKET');
+  try {
+    setInt(fd, SOL_PACKET, PACKET_VNET_HDR, 1, 'PACKET_VNET_HDR');
+    setInt(fd, SOL_SOCKET, SO_SNDBUF, BUFFER, 'SO_SNDBUF');
+    bind(fd, index, 0);
+    return fd;
+  } catch (error) {
+    closeFd(fd);
+    throw error;
+  }
+}
+
+/** Rings of slots with a header of TPACKET_V2 (Documentation/networking/packet_mmap.rst of Linux). */
+function addRings(fd: number, { slots, slot }: PacketRings): void {
+  setInt(fd, SOL_PACKET, PACKET_VERSION, TPACKET_V2, 'PACKET_VERSION');
+  // A frame that the kernel doesn't like isn't to hold up those behind it.
+  setInt(fd, SOL_PACKET, PACKET_LOSS, 1, 'PACKET_LOSS');
+  // What is too long for a slot comes as a message.
+  setInt(fd, SOL_PACKET, PACKET_COPY_THRESH, 1, 'PACKET_COPY_THRESH');
+  // struct tpacket_req
+  const request = pinned(16);
+  request.writeUInt32LE(BLOCK, 0);
+  request.writeUInt32LE((slots * slot) / BLOCK, 4);
+  request.writeUInt32LE(slot, 8);
+  request.writeUInt32LE(slots, 12);
+  for (const ring of [PACKET_RX_RING, PACKET_TX_RING])
+    check(libc.setsockopt(fd, SOL_PACKET, ring, request, 16), 'setsockopt', `packet ring ${ring}`);
+}
+
+/** Maps both rings, that to receive into first, at `room`, which has packetRingRoom() bytes. Throws a SystemError. */
+export function mapPacketRings(fd: number, rings: PacketRings, room: bigint): void {
+  mapFixed(room, packetRingRoom(rings), { fd, offset: 0n });
+}
+
+/** Frames that came and found no room since the last call. */
+export function packetDrops(fd: number): number {
+  // struct tpacket_stats: tp_packets, tp_drops
+  const [statistics, length] = [pinned(8), pinned(4)];
+  length.writeUInt32LE(8);
+  check(
+    libc.getsockopt(fd, SOL_PACKET, PACKET_STATISTICS, statistics, length),
+    'getsockopt',
+    'PACKET_STATISTICS',
+  );
+  return statistics.readUInt32LE(4);
+}
+
+function prepare(fd: number, index: number): void {
   setInt(fd, SOL_PACKET, PACKET_VNET_HDR, 1, 'PACKET_VNET_HDR');
   setInt(fd, SOL_PACKET, PACKET_AUXDATA, 1, 'PACKET_AUXDATA');
   setInt(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, 1, 'PACKET_IGNORE_OUTGOING');
   setInt(fd, SOL_SOCKET, SO_RCVBUF, BUFFER, 'SO_RCVBUF');
   setInt(fd, SOL_SOCKET, SO_SNDBUF, BUFFER, 'SO_SNDBUF');
   joinPromiscuous(fd, index);
+}
+
+function bind(fd: number, index: number, protocol: number): void {
   // struct sockaddr_ll
   const address = pinned(20);
   address.writeUInt16LE(AF_PACKET, 0);
-  address.writeUInt16BE(ETH_P_ALL, 2);
+  address.writeUInt16BE(protocol, 2);
   address.writeInt32LE(index, 4);
   check(libc.bind(fd, address, address.length), 'bind', `interface ${index}`);
 }

@@ -30,7 +30,7 @@ export const receiveMessages = (fd: number, messages: number, count: number): nu
 export const sendMessages = (fd: number, messages: number, count: number): number =>
   orErrno(libc.sendmmsg(fd, messages, count, MSG_DONTWAIT));
 
-/** Has the kernel look at the TX ring of an AF_XDP socket; 0. */
+/** Has the kernel look at the TX ring of a socket that is mapped; what it sent. */
 export const kickSend = (fd: number): number => orErrno(libc.send(fd, null, 0, MSG_DONTWAIT));
 
 /** Has the kernel look at the fill ring of an AF_XDP socket; 0. */
