@@ -66,6 +66,7 @@ export class BondPort implements Port {
   readonly #lacp: Lacp | undefined;
   #system = '';
   #clock: NodeJS.Timeout | undefined;
+  #stopped = false;
 
   /** Throws an ArenaFullError. Members come in by start(). */
   constructor(spec: PortSpec, context: BondContext) {
@@ -157,6 +158,14 @@ export class BondPort implements Port {
     }, TICK);
   }
 
+  /** Sends by no member any more: they may go once the workers have passed by. */
+  stop(): void {
+    this.#stopped = true;
+    clearInterval(this.#clock);
+    this.#used = [];
+    this.#context.structures.port(this.#context.slot).set('pairs', 0);
+  }
+
   /** What a member has handed over; false: it is nothing that anybody knows. */
   receive(name: string, frame: Buffer): boolean {
     const index = this.members.indexOf(name);
@@ -199,6 +208,7 @@ export class BondPort implements Port {
   }
 
   #use(used: Member[], open: Member[]): void {
+    if (this.#stopped) return;
     const before = this.#used;
     this.#used = used;
     // LACP looks often, and seldom finds a change.
@@ -294,10 +304,8 @@ export class BondPort implements Port {
 
   /** Frees everything. No member is the bond's in the data plane any more. */
   async close(): Promise<void> {
-    const { arena, structures, workers, slot } = this.#context;
-    clearInterval(this.#clock);
-    structures.port(slot).set('pairs', 0);
-    this.#used = [];
+    const { arena, workers, slot } = this.#context;
+    this.stop();
     // As of any port: nobody finds it any more, and whoever has found it passes by.
     arena.dataplane.functions.flush(slot, 0);
     await workers.quiesce();

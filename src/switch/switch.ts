@@ -380,8 +380,9 @@ export class Switch extends EventEmitter<SwitchEvents> {
   /** The same for a port that comes again, which mirrors wait for. */
   async #dropPort(name: string): Promise<void> {
     const entry = this.#find(name);
-    const bond = this.#bondOf(name);
-    const use = bond ? `it is a member of ${bond.spec.name}: remove that first` : entry.port.inUse?.();
+    // Of one that goes, too, as long as it may send there.
+    const bond = this.#bondOf(name)?.spec.name ?? 'a bond';
+    const use = isMember(entry) ? `it is a member of ${bond}: remove that first` : entry.port.inUse?.();
     if (use) throw new SwitchError('IN_USE', `port ${name}: ${use}`, 'name');
     this.#ports.delete(name);
     this.#countPorts();
@@ -524,6 +525,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** The members of a bond are ports of their own again. */
   async #part(bond: BondPort): Promise<void> {
+    bond.stop();
+    await this.#workers.quiesce();
     for (const member of bond.members.map((name) => this.#ports.get(name)!)) {
       this.#listeners.delete(member.slot);
       // In a tree it discards from the first frame on.
@@ -1150,7 +1153,10 @@ export class Switch extends EventEmitter<SwitchEvents> {
     this.#rstp.close();
     await this.#mirrors.close();
     await Promise.all([...this.#captures].map((capture) => capture.close()));
-    await Promise.all([...this.#ports.values()].map(({ port }) => port.close()));
+    const ports = [...this.#ports.values()].map(({ port }) => port);
+    for (const port of ports) if (port instanceof BondPort) port.stop();
+    await this.#workers.quiesce();
+    await Promise.all(ports.map((port) => port.close()));
     this.#ports.clear();
     await this.#io.close();
     await this.#workers.close();

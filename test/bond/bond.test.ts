@@ -1,6 +1,7 @@
 /** Bonds of ports with guests: who gets what, what a member's loss costs, and that a flow stays with one member. */
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
+import { type Lacpdu, type LinkEnd, readLacpdu, writeLacpdu } from '../../src/bond/lacpdu.ts';
 import { createSwitch, type PortSpec } from '../../src/index.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { type Lab, lab } from '../rules/lab.ts';
@@ -320,4 +321,85 @@ test('apply brings bonds and members to a configuration, whatever their order', 
     vswitch.config().ports!.map(({ name }) => name).sort(),
     ['b', 'bond', 'p'],
   ); // biome-ignore format: one line
+});
+
+/** The frames of LACP that a system would send to the switch by a member. */
+function neighbour(system: string, state = 0x3d) {
+  const actor = { systemPriority: 1, system, key: 5, portPriority: 1, port: 1, state };
+  return (partner: LinkEnd) => writeLacpdu({ actor, partner });
+}
+
+test('LACP goes to the switch itself, which believes nothing that is none and bears a flood', async (t) => {
+  const made = await bonded(t, { mode: 'lacp', lacpRate: 'fast', mac: '02:00:00:00:00:77' });
+  const { vswitch, guests } = made;
+  const [a, p] = [guests.a!, guests.p!];
+  assert.deepEqual(members(made), ['p up false false', 'q up false false']);
+  const say = neighbour('02:00:00:00:00:99');
+  let heard: Lacpdu | undefined;
+  const lacp = () => vswitch.port('bond').members![0]!.lacp!;
+  // Each answer is one to what was heard last: so a neighbour speaks until both are in step.
+  await until(() => {
+    for (const bytes of taken(p)) heard = readLacpdu(bytes) ?? heard;
+    if (heard && p.pending() === 0) p.send(say(heard.actor));
+    return lacp().mux === 'distributing';
+  }, 'the member is used');
+  assert.equal(heard!.actor.system, '02:00:00:00:00:77');
+  assert.equal(lacp().partner.system, '02:00:00:00:00:99');
+  a.send(frame(BROADCAST, mac(1)));
+  await until(() => taken(p).some((bytes) => bytes.readUInt16BE(12) === 0x88b5), 'it carries frames');
+  // Broken ones, and ours: each is counted, and changes nothing.
+  const broken = [
+    say(heard!.actor).subarray(0, 40),
+    writeLacpdu({ actor: heard!.actor, partner: heard!.partner }),
+  ];
+  for (const bytes of broken) p.send(bytes);
+  await until(() => {
+    const { badLacpdu = 0, protocolOverflow = 0 } = vswitch.port('p').drops;
+    if (badLacpdu + protocolOverflow < 2) return false;
+    // In a second that had too many already they come to nothing: again, then.
+    for (const bytes of badLacpdu < 2 ? broken : []) p.send(bytes);
+    return badLacpdu >= 2;
+  }, 'both are counted');
+  assert.equal(lacp().receive, 'current');
+  for (let i = 0; i < 300; i++) {
+    await until(() => p.pending() < 32, 'the switch takes frames');
+    p.send(broken[0]!);
+  }
+  await until(() => (vswitch.port('p').drops.protocolOverflow ?? 0) > 0, 'what is too much is dropped');
+  // Nothing of it has gone any further.
+  assert.deepEqual(taken(a), []);
+});
+
+test('ports and bonds come and go under traffic, and nothing is left', async (t) => {
+  const { vswitch, guests } = await bonded(t, { mode: 'balance' });
+  let going = true;
+  const traffic = (async () => {
+    for (let n = 0; going; n++) {
+      guests.a!.send(n % 2 === 0 ? ofFlow(n % 64, 0) : frame(BROADCAST, mac(1)));
+      guests.p!.send(frame(BROADCAST, mac(9)));
+      for (const guest of Object.values(guests)) while (guest.receive());
+      if (n % 8 === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+  })();
+  const { target } = vswitch.config().ports!.find(({ name }) => name === 'q')!;
+  for (let i = 0; i < 20; i++) {
+    // At once: the member is let go by when it may.
+    const gone = vswitch.removePort('bond');
+    await vswitch.removePort('q').catch((error: Error) => assert.match(error.message, /member of/));
+    await gone;
+    if (vswitch.ports().some(({ name }) => name === 'q')) await vswitch.removePort('q');
+    await vswitch.addPort({ name: 'q', type: 'vhost-user', target });
+    await vswitch.addPort({
+      name: 'bond',
+      type: 'bond',
+      target: 'p+q',
+      mode: i % 2 === 0 ? 'balance' : 'lacp',
+    });
+  }
+  going = false;
+  await traffic;
+  assert.equal(
+    vswitch.port('p').queues.every(({ error }) => error === null),
+    true,
+  );
 });
