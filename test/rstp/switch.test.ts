@@ -2,13 +2,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { BridgeSpec, PortSpec, Switch } from '../../src/index.ts';
+import { type BridgeSpec, createSwitch, type PortSpec, type Switch } from '../../src/index.ts';
 import { type Bpdu, isBpdu, writeBpdu } from '../../src/rstp/bpdu.ts';
 import { bridgeId, formatBridgeId } from '../../src/rstp/priority.ts';
 import { lab } from '../rules/lab.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { groupData, igmpQuery, igmpReport } from '../support/igmp.ts';
 import { Random } from '../support/random.ts';
+import { sockets } from '../support/sockets.ts';
 import { until } from '../support/until.ts';
 
 const hello = frame(BROADCAST, mac(1));
@@ -69,6 +70,29 @@ test('two bridges with two cables: one is blocked, and takes over', async (t) =>
   await vswitch.removePort('x1');
   await until(() => stateOf(vswitch, 'y2') === 'root forwarding', 'the alternate port is the root port');
   await got();
+});
+
+test('a bond is one way, beside another one', async (t) => {
+  const path = sockets(t);
+  const open = async (role: 'server' | 'client', priority: number) => {
+    const vswitch = await createSwitch({
+      bridges: [{ name: 'default', rstp: true, priority }],
+      ports: [
+        ...['x', 'y', 'z'].map((name) => ({ name, type: 'stream', target: path(name), role }) as PortSpec),
+        { name: 'bond', type: 'bond', target: 'x+y', mode: 'balance', pathCost: 1000 },
+      ],
+    });
+    t.after(() => vswitch.close());
+    return vswitch;
+  };
+  await open('server', 4096);
+  const vswitch = await open('client', 8192);
+  const are = (bond: string, z: string) =>
+    until(() => stateOf(vswitch, 'bond') === bond && stateOf(vswitch, 'z') === z, `the bond is ${bond}`);
+  await are('root forwarding', 'alternate discarding');
+  assert.equal(vswitch.port('x').spanningTree, undefined);
+  await vswitch.setPort('bond', { pathCost: 3000 });
+  await are('alternate discarding', 'root forwarding');
 });
 
 /** What a bridge sends that takes itself to be the root. */
