@@ -270,9 +270,11 @@ describe('snooping', { concurrency: true }, () => {
       await until(() => guests[name]!.send(bytes), 'the ring takes a frame');
       for (const guest of Object.values(guests)) while (guest.receive() !== undefined);
     };
-    for (let i = 0; i < 3000; i++)
-      for (const [n, name] of names.entries())
-        await send(name, random.below(3) ? igmpReport(mac(n), group()) : igmpLeave(mac(n), group()));
+    // Records enough that a worker is still at it when the other one begins.
+    const records = () =>
+      Array.from({ length: 100 }, () => ({ type: random.below(3) ? 4 : 3, group: group() }));
+    for (let i = 0; i < 200; i++)
+      for (const [n, name] of names.entries()) await send(name, igmp3Report(mac(n), ...records()));
     await until(() => Object.values(guests).every((guest) => guest.pending() === 0), 'all is done');
     const members = vswitch.groups().groups.flatMap(({ ports }) => ports.map(({ port }) => port));
     for (const name of names) {
