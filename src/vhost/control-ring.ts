@@ -7,7 +7,7 @@
  * this thread has its own.
  *
  * Guest memory is looked at by this thread, which must not wait for a page of it: no control queue goes together with
- * postcopy (backend.ts).
+ * postcopy (transfer-messages.ts).
  */
 import { setImmediate as turn } from 'node:timers/promises';
 import type { Arena, Structures, VringStruct } from '../arena/index.ts';
