@@ -403,3 +403,32 @@ test('ports and bonds come and go under traffic, and nothing is left', async (t)
     true,
   );
 });
+
+test('frames wait on the cable of a member and on that of the bond, and captures see both', async (t) => {
+  const slow = { delayIn: '2ms', delayOut: '2ms', rateOut: '1Gbit' };
+  const made = await bonded(t, { mode: 'balance', ...slow }, { a: {}, p: slow, q: slow });
+  const { vswitch, guests } = made;
+  const capture = await vswitch.capture({ port: 'any' });
+  const seen: Buffer[] = [];
+  const reading = (async () => {
+    for await (const piece of capture.stream()) seen.push(piece);
+  })();
+  guests.p!.send(frame(BROADCAST, mac(9), 90, 1));
+  await until(
+    () => taken(guests.a!).some((bytes) => bytes.equals(frame(BROADCAST, mac(9), 90, 1))),
+    'it came',
+  );
+  for (let flow = 0; flow < 32; flow++) guests.a!.send(ofFlow(flow, 3));
+  let came = 0;
+  await until(() => {
+    came += taken(guests.p!).length + taken(guests.q!).length;
+    return came === 32;
+  }, 'all came');
+  capture.stop();
+  await reading;
+  const all = Buffer.concat(seen);
+  let times = 0;
+  for (let at = all.indexOf(ofFlow(7, 3)); at >= 0; at = all.indexOf(ofFlow(7, 3), at + 1)) times++;
+  // From a, to the bond, to a member.
+  assert.equal(times, 3);
+});
