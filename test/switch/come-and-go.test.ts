@@ -69,6 +69,7 @@ test(`${PORTS} ports come and go, and leave nothing`, { skip: ownNetwork() }, as
     await until(() => vswitch.ports().length === 2, 'they are gone');
     const descriptors = openFds();
     const memory = process.memoryUsage.rss();
+    const start = performance.now();
     for (let i = 0; i < PORTS; i += TOGETHER) await round(TOGETHER);
     await until(() => openFds() === descriptors, `${descriptors} descriptors again, not ${openFds()}`);
     assert.deepEqual(
@@ -77,6 +78,10 @@ test(`${PORTS} ports come and go, and leave nothing`, { skip: ownNetwork() }, as
     );
     assert.ok(vswitch.fdb().every(({ port }) => port === 'a' || port === 'b'));
     const grown = process.memoryUsage.rss() - memory;
+    t.diagnostic(
+      `${((performance.now() - start) / 1000).toFixed(0)} s; ${descriptors} descriptors before and after; ` +
+        `${memory >> 20} MiB resident before, ${(memory + grown) >> 20} MiB after`,
+    );
     assert.ok(grown < MEMORY, `${grown >> 20} MiB more than before`);
   } finally {
     // What is lost, doubled or out of order fails here.
