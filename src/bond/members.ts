@@ -1,9 +1,10 @@
 /**
- * Who may be a member of a bond, and what may be set for it. Rules of a member are those of its cable, rates and
- * impairment; whatever is about who is behind a port is the bond's.
+ * Who may be a member of a bond, and what may be set for it. Rules of a member are those of its cable: link,
+ * rates and impairment; whatever is about who is behind a port is the bond's.
  */
 import { lineIn, lineOut } from '../rules/impairment.ts';
 import { RULE_FIELDS } from '../rules/index.ts';
+import { link } from '../rules/link.ts';
 import { rateIn } from '../rules/rate-in.ts';
 import { rateOut } from '../rules/rate-out.ts';
 import { show } from '../switch/schema.ts';
@@ -19,7 +20,7 @@ export const membersOf = ({ type, target }: Pick<PortSpec, 'type' | 'target'>): 
 export const bondOf = (name: string, ports: Iterable<PortSpec>): PortSpec | undefined =>
   [...ports].find((port) => membersOf(port).includes(name));
 
-const CABLE = new Set([rateIn, rateOut, lineIn, lineOut].flatMap(({ fields }) => Object.keys(fields)));
+const CABLE = new Set([link, rateIn, rateOut, lineIn, lineOut].flatMap(({ fields }) => Object.keys(fields)));
 
 /** Fields of a port that it can't have as a member. */
 export const fieldsOfBond = (port: PortSpec): (keyof PortSpec)[] =>

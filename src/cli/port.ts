@@ -16,6 +16,8 @@ import { bytes, count, pairs, table } from './table.ts';
 
 const RULE_FORM = `
 Rules for the frames of a port, which \`vireo port set\` changes while it is there:
+  link=down            the guest's link is down
+  link-follows=PORT    it is down while that port's is, such as an uplink's
   isolated=true        no frames to and from other ports that are isolated
   learning=false       what comes teaches the bridge no addresses
   locked=true          only addresses that \`vireo fdb add\` has entered for the port may send

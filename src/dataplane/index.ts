@@ -131,6 +131,7 @@ export const GUARD_IPV4S: usize = L.GUARD_IPV4S;
 export const GUARD_IPV6S: usize = L.GUARD_IPV6S;
 export const GUARD_STRIDE: usize = L.GUARD_STRIDE;
 export const STORM_STRIDE: usize = L.STORM_STRIDE;
+export const STAGE_UNPLUGGED: u32 = L.STAGE_UNPLUGGED;
 export const STAGE_BOND: u32 = L.STAGE_BOND;
 export const STAGE_MEMBER: u32 = L.STAGE_MEMBER;
 export const BOND_STRIDE: usize = L.BOND_STRIDE;

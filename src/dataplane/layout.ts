@@ -285,8 +285,11 @@ export const STAGE_LEARNS: u32 = 0x4000;
 /** Blocked when the control plane shows no sign of life. */
 export const STAGE_LEASED: u32 = 0x8000;
 
+/** The link is down (unplugged.ts): nothing comes, and nothing goes. */
+export const STAGE_UNPLUGGED: u32 = 0x0100_0000;
+
 /** Reasons for which rules turn a frame away; src/rules/reasons.ts names them. */
-export const RULE_REASONS: u32 = 32;
+export const RULE_REASONS: u32 = 48;
 
 /** A token bucket (bucket.ts). A new one is full. */
 @unmanaged

@@ -12,7 +12,7 @@ import { handUp } from './control-frames';
 import { screen } from './guard';
 import {
   Port, portAt, PORTS, PORT_STRIDE, Rules, STAGE_BLOCKED, STAGE_CAPTURE, STAGE_GUARD, STAGE_ISOLATION, STAGE_LEASED, STAGE_LINE,
-  STAGE_LOCKED, STAGE_MIRROR, STAGE_MONITOR, STAGE_POLICE, STAGE_PROTOCOLS, STAGE_SHAPE, STAGE_VLAN,
+  STAGE_LOCKED, STAGE_MIRROR, STAGE_MONITOR, STAGE_POLICE, STAGE_PROTOCOLS, STAGE_SHAPE, STAGE_UNPLUGGED, STAGE_VLAN,
 } from './layout';
 import { fromLine, intoLine } from './line';
 import { lockOut } from './locked';
@@ -21,6 +21,7 @@ import { police } from './police';
 import { listSlot, NOWHERE, packetAt } from './scratch';
 import { shape } from './shape';
 import { block, isBlocked, keepBack } from './span';
+import { unplug } from './unplugged';
 import { classify, dress } from './vlan';
 import { explainIn, watchIn, watchRefused } from './watch';
 
@@ -54,6 +55,8 @@ export const RULE_BOND_CLOSED: u32 = 26;
 export const RULE_FROM_MONITOR: u32 = 27;
 export const RULE_TO_MONITOR: u32 = 28;
 /** The control plane counts another one, 29: bad LACPDUs. */
+export const RULE_LINK_DOWN_IN: u32 = 30;
+export const RULE_LINK_DOWN_OUT: u32 = 31;
 
 /** Bits of a filtering identifier below the bridge's: a VLAN's number. */
 export const VLAN_BITS: u32 = 12;
@@ -87,6 +90,7 @@ export function admit(port: u32, rules: Rules, count: u32): void {
   // The cable comes first: what is under way is looked at when it has arrived.
   if (rules.ingress & STAGE_LINE) fromLine(port, rules, count);
   if (rules.ingress & STAGE_CAPTURE) watchIn(rules, count);
+  if (rules.ingress & STAGE_UNPLUGGED) return unplug(rules, count);
   if (rules.ingress & STAGE_MIRROR) mirrorIn(portAt(port), rules, count);
   if (rules.ingress & STAGE_MONITOR) silence(rules, count);
   if (rules.ingress & STAGE_PROTOCOLS) handUp(port, rules, count);
@@ -114,8 +118,12 @@ export function reaches(rules: Rules, to: u32): bool {
  */
 export function depart(port: Port, rules: Rules, count: u32, every: bool): u32 {
   if (every) for (let i: u32 = 0; i < count; i++) store<u32>(listSlot(i), i);
+  if (rules.egress & STAGE_UNPLUGGED) {
+    keepBack(rules, count, RULE_LINK_DOWN_OUT);
+    return 0;
+  }
   if (copying != AS_IT_IS && rules.egress & (STAGE_BLOCKED | STAGE_LEASED) && isBlocked(rules.egress)) {
-    keepBack(rules, count);
+    keepBack(rules, count, RULE_DISCARDING_OUT);
     return 0;
   }
   if (rules.egress & STAGE_MONITOR && !copying) {

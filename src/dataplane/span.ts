@@ -9,7 +9,7 @@
 import { now } from './clock';
 import { learn, MAC_MASK } from './fdb';
 import { header, Rules, STAGE_BLOCKED, STAGE_LEARNS, STAGE_NO_LEARNING } from './layout';
-import { RULE_DISCARDING_IN, RULE_DISCARDING_OUT, turnAway, withhold } from './rules';
+import { RULE_DISCARDING_IN, turnAway, withhold } from './rules';
 import { frameAt, isForMany, listSlot, NOWHERE, noteAt, packetAt } from './scratch';
 
 const GROUP: u64 = 1;
@@ -34,10 +34,10 @@ export function block(rules: Rules, port: u32, fid: u32, inVlans: bool, count: u
   }
 }
 
-/** Nor does anything go to it. What is for everybody is for those that it can go to, and isn't lost. */
-export function keepBack(rules: Rules, count: u32): void {
+/** Nothing goes to a port, for this reason. What is for everybody is for those that it can go to, and isn't lost. */
+export function keepBack(rules: Rules, count: u32, reason: u32): void {
   for (let i: u32 = 0; i < count; i++) {
     const which = load<u32>(listSlot(i));
-    if (!isForMany(packetAt(which).destination)) withhold(rules, which, RULE_DISCARDING_OUT);
+    if (!isForMany(packetAt(which).destination)) withhold(rules, which, reason);
   }
 }

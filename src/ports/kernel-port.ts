@@ -36,6 +36,8 @@ export interface End {
   readonly note?: string;
   /** Frames that the kernel dropped on their way to the switch, by reason. */
   drops?(): Record<string, number>;
+  /** The switch takes its end of the link up or down: what can be told of that to the other is. */
+  setLink?(up: boolean): void;
   /** The rings are there: opens the link, now or later. */
   start(link: Link): void;
   /** Ends everything; resolves when no descriptor is left. The link is closed before. */
@@ -106,6 +108,10 @@ export class KernelPort implements Port {
     this.#up = up;
     if (up) this.#context.events.guestUp();
     else this.#context.events.guestDown(this.#downReason);
+  }
+
+  setLink(up: boolean): void {
+    this.#end.setLink?.(up);
   }
 
   reportBroken(): void {

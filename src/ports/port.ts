@@ -40,6 +40,8 @@ export interface Port {
   detail(): DetailOfKind;
   /** The data plane stopped a ring somewhere: say so if it is this port's. */
   reportBroken(): void;
+  /** Tells the other end that the link is up or down, where that can be told: no frames pass in any case. */
+  setLink?(up: boolean): void;
   /** Why it can't be removed now, in one sentence that says what to do; undefined: it can. */
   inUse?(): string | undefined;
   /** Resolves when nothing of the port is left: no socket, no descriptor, no memory. */

@@ -16,6 +16,7 @@ import {
   type Poller,
   setInterfaceUp,
   setNonBlocking,
+  setTapCarrier,
   setTapHeader,
   setTapOffloads,
   tapOffloads,
@@ -51,6 +52,8 @@ export class TapEnd implements End {
   #retry: NodeJS.Timeout | null = null;
   #fault = 'is down';
   #closed = false;
+  /** The carrier that the interface is to have. */
+  #carrier = true;
   connections = 1;
 
   /** Attaches to the interface, or makes it. Throws an Error that says what is missing. */
@@ -86,6 +89,15 @@ export class TapEnd implements End {
   start(link: Link): void {
     this.#link = link;
     this.#open();
+  }
+
+  setLink(up: boolean): void {
+    this.#carrier = up;
+    try {
+      if (this.#fds.length > 0) setTapCarrier(this.#fds[0]!, up);
+    } catch (error) {
+      this.#link!.error((error as Error).message);
+    }
   }
 
   #open(): void {
@@ -126,6 +138,7 @@ export class TapEnd implements End {
       if (interfaceIndex(this.#name) !== undefined) {
         this.#fds = attach(this.#name, this.queues).fds;
         this.connections++;
+        if (!this.#carrier) setTapCarrier(this.#fds[0]!, false);
         this.#link!.error(null);
         this.#open();
         return;

@@ -14,7 +14,7 @@ import { openInflight } from '../vhost/inflight.ts';
 import { NetDevice } from '../vhost/net-device.ts';
 import { createDevice, destroyDevice, isAttached, VduseDevice } from '../vhost/vduse.ts';
 import { MAX_RING, VduseSession } from '../vhost/vduse-session.ts';
-import { encodeNetConfig } from '../virtio/net-config.ts';
+import { encodeNetConfig, sayLink } from '../virtio/net-config.ts';
 import { vduseFeatures } from './features.ts';
 import { deviceDetail, ringWords, totals } from './net-status.ts';
 import type { DetailOfKind, Port, PortContext } from './port.ts';
@@ -22,8 +22,6 @@ import type { DetailOfKind, Port, PortContext } from './port.ts';
 /** More take a control queue, which the kernel's VDUSE doesn't give a network device. */
 const PAIRS = 1;
 const QUEUES = 2 * PAIRS;
-/** Of struct virtio_net_config: its lowest bit is VIRTIO_NET_S_LINK_UP. */
-const CONFIG_STATUS = 6;
 
 export class VdusePort implements Port {
   readonly spec: PortSpec;
@@ -151,7 +149,8 @@ export class VdusePort implements Port {
     this.#closed = true;
     const { target } = this.spec;
     await this.#session.close();
-    if (isAttached(target) && !this.#failed) this.#unplug();
+    // An interface that stays has no carrier until the next switch comes.
+    if (isAttached(target) && !this.#failed) this.setLink(false);
     this.#kernel.close();
     await this.#device.close();
     if (destroyDevice(target)) return;
@@ -160,12 +159,10 @@ export class VdusePort implements Port {
     );
   }
 
-  /** An interface that stays has no carrier until the next switch comes. */
-  #unplug(): void {
-    const config = this.#config.slice();
-    config[CONFIG_STATUS] = 0;
+  setLink(up: boolean): void {
+    sayLink(this.#config, up);
     try {
-      this.#kernel.setConfig(config);
+      this.#kernel.setConfig(this.#config);
       this.#kernel.configChanged();
     } catch (error) {
       this.#fail((error as Error).message);

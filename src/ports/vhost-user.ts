@@ -33,6 +33,9 @@ const QUEUE_PAIRS = 128;
 const FIRST_REDIAL = 50;
 const LAST_REDIAL = 1000;
 
+/** Milliseconds that a front-end has to say all it wants to when its rings run. */
+const LEAVE = 500;
+
 export class VhostUserPort implements Port {
   readonly spec: PortSpec;
   readonly #context: PortContext;
@@ -47,8 +50,14 @@ export class VhostUserPort implements Port {
   #session: BackendSession | null = null;
   /** The next dial, or the next look at a socket that could not be accepted from. */
   #retry: NodeJS.Timeout | null = null;
+  /** A guest that came while the link is down is let go. */
+  #leave: NodeJS.Timeout | undefined;
   #redialDelay = FIRST_REDIAL;
   #closed = false;
+  /** The link is set down. */
+  #unplugged = false;
+  /** Nobody can connect: a guest that can't be told of its link otherwise sees its back-end gone. */
+  #away = false;
   #up = false;
   #connections = 0;
   #lastError: string | null = null;
@@ -72,8 +81,7 @@ export class VhostUserPort implements Port {
       // The socket comes first: where it can't be had there is no device yet that would have to be given back.
       if (context.socketFd !== undefined) this.#inherit(context.socketFd);
       else if (this.#role === 'server') {
-        this.#listenFd = listenUnix(spec.target);
-        this.#socketId = fileId(spec.target);
+        this.#listen();
       }
       this.#accepting(this.#connectedFd < 0);
       this.#device = new NetDevice({
@@ -120,6 +128,56 @@ export class VhostUserPort implements Port {
     }
     // Somebody waited already: as good as a connection, and the next one is accepted after it.
     if (first !== undefined) this.#connectedFd = first;
+  }
+
+  #listen(): void {
+    this.#listenFd = listenUnix(this.spec.target);
+    this.#socketId = fileId(this.spec.target);
+  }
+
+  setLink(up: boolean): void {
+    clearTimeout(this.#leave);
+    this.#unplugged = !up;
+    this.#device.setLink(up);
+    if (!up) this.#letGo();
+    else if (this.#away) {
+      this.#away = false;
+      this.#comeBack();
+    }
+  }
+
+  /**
+   * The link is down, and the guest that is there must know. Where its device has no word for that, what it notices is
+   * that its back-end is gone: QEMU takes the link down then, and up with the next one. It waits for one that listens
+   * and doesn't answer, so nobody listens until the link is up. A guest that isn't there yet is served first, since
+   * QEMU doesn't start without.
+   */
+  #letGo(): void {
+    const session = this.#session;
+    if (!this.#unplugged || !this.#up || !session || this.#context.socketFd !== undefined) return;
+    const { VHOST_USER_PROTOCOL_F_CONFIG } = vhostProtocolFeatures;
+    if (session.protocolFeatures & VHOST_USER_PROTOCOL_F_CONFIG && this.#device.tellsLink) return;
+    this.#away = true;
+    this.#stopListening();
+    session.close('its link is set down');
+  }
+
+  #comeBack(): void {
+    this.#retry = null;
+    // A connection that is about to end is followed by the next one.
+    if (this.#closed || this.#away || this.#listenFd >= 0 || (this.#role === 'client' && this.#session))
+      return;
+    if (this.#role === 'client') {
+      this.#dial();
+      return;
+    }
+    try {
+      this.#listen();
+      if (!this.#session) this.#accepting(true);
+    } catch (error) {
+      this.#fail((error as Error).message);
+      this.#retry = setTimeout(() => this.#comeBack(), LAST_REDIAL);
+    }
   }
 
   get #role(): Role {
@@ -189,7 +247,7 @@ export class VhostUserPort implements Port {
   #ended(reason: string): void {
     this.#session = null;
     this.#ringsChanged(reason);
-    if (this.#closed) return;
+    if (this.#closed || this.#away) return;
     if (this.#listenFd >= 0) this.#accepting(true);
     else if (this.#connectedFd >= 0)
       this.#fail(`the connection that this port was given has ended: ${reason}`);
@@ -205,8 +263,12 @@ export class VhostUserPort implements Port {
     const up = this.#device.enabledPairs > 0;
     if (up === this.#up) return;
     this.#up = up;
-    if (up) this.#context.events.guestUp();
-    else this.#context.events.guestDown(reason);
+    if (!up) this.#context.events.guestDown(reason);
+    else {
+      this.#context.events.guestUp();
+      // Not in the middle of what it has to say yet.
+      if (this.#unplugged) this.#leave = setTimeout(() => this.#letGo(), LEAVE);
+    }
   }
 
   reportBroken(): void {
@@ -217,8 +279,8 @@ export class VhostUserPort implements Port {
     if (this.#device.queues.some((q) => q.error !== null)) return 'broken';
     if (this.#up) return 'up';
     if (this.#session) return 'connected';
-    if (this.#connectedFd >= 0 && this.#listenFd < 0) return 'failed';
-    return this.#role === 'server' ? 'listening' : 'dialing';
+    if (this.#role === 'client') return 'dialing';
+    return this.#listenFd < 0 ? 'failed' : 'listening';
   }
 
   status(): PortStatus {
@@ -262,6 +324,7 @@ export class VhostUserPort implements Port {
     if (this.#closed) return;
     this.#closed = true;
     if (this.#retry) clearTimeout(this.#retry);
+    clearTimeout(this.#leave);
     this.#stopListening();
     const session = this.#session;
     if (session) {

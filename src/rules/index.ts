@@ -9,6 +9,7 @@ import { guard } from './guard.ts';
 import { lineIn, lineOut } from './impairment.ts';
 import { isolation } from './isolation.ts';
 import { learning } from './learning.ts';
+import { link } from './link.ts';
 import { protocols } from './protocols.ts';
 import { rateIn } from './rate-in.ts';
 import { rateOut } from './rate-out.ts';
@@ -18,6 +19,7 @@ import { storm } from './storm.ts';
 import { vlan } from './vlan.ts';
 
 export const RULES: readonly Rule[] = [
+  link,
   isolation,
   vlan,
   learning,

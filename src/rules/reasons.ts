@@ -37,4 +37,6 @@ export const REASONS: readonly Reason[] = [
   { name: 'fromMonitor', way: 'rx' },
   { name: 'toMonitor', way: 'tx' },
   { name: 'badLacpdu', way: 'rx' },
+  { name: 'linkDownIn', way: 'rx' },
+  { name: 'linkDownOut', way: 'tx' },
 ];

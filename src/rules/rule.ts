@@ -11,6 +11,8 @@ export interface RuledPort extends PortSpec {
   protocols?: number;
   /** It is in a spanning tree. */
   spanned?: boolean;
+  /** Its link is down. */
+  unplugged?: boolean;
   /** Where the data plane finds how it sends, as a bond, and whose it is, as a member of one. */
   bondAt?: number;
   memberAt?: number;

@@ -135,8 +135,10 @@ interface Entry {
   spanned: boolean;
   /** What else its rules depend on. */
   beside: Beside;
-  /** Its link is up. */
-  isUp: boolean;
+  /** Frames pass there, as far as the port itself knows. */
+  carrier: boolean;
+  /** Its link is set down, or follows one that is (`link`, `linkFollows`). */
+  unplugged: boolean;
   /** As it is now: the port's own has the rules that it came with. */
   spec: PortSpec;
 }
@@ -250,6 +252,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     }
     const bridge = this.#bridges.index(spec.bridge);
     this.#checkPatch(spec);
+    this.#checkFollows(spec);
     this.#checkBond(spec);
     const slot = this.#freeSlot();
     const struct = this.#structures.port(slot);
@@ -270,7 +273,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
       this.#spreadVlans(spec);
       const vlanAware = this.#vlanAware(spec);
       const spanned = this.#isSpanned(spec);
-      rules.write({ ...spec, vlanAware, spanned });
+      const unplugged = this.#isUnplugged(spec);
+      rules.write({ ...spec, vlanAware, spanned, unplugged });
       const entry: Entry = {
         port: undefined as never,
         slot,
@@ -278,7 +282,8 @@ export class Switch extends EventEmitter<SwitchEvents> {
         vlanAware,
         spanned,
         beside: {},
-        isUp: false,
+        carrier: false,
+        unplugged,
         spec,
       };
       const port = openPort(spec, {
@@ -306,6 +311,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
         },
       });
       this.#ports.set(name, Object.assign(entry, { port }));
+      if (unplugged) port.setLink?.(false);
       if (port instanceof BondPort) await this.#join(entry, port);
       this.#countPorts();
       this.#refreshGroups();
@@ -323,6 +329,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     }
     const { header } = this.#structures;
     if (slot >= header.get('portCount')) header.set('portCount', slot + 1);
+    this.#settleLinks();
     await this.#span();
     for (const capture of this.#captures) await this.#look(capture, name);
     await this.#rewire(name);
@@ -385,6 +392,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const use = isMember(entry) ? `it is a member of ${bond}: remove that first` : entry.port.inUse?.();
     if (use) throw new SwitchError('IN_USE', `port ${name}: ${use}`, 'name');
     this.#ports.delete(name);
+    this.#settleLinks();
     this.#countPorts();
     this.#rstp.leave(name);
     this.#busy.add(name);
@@ -416,6 +424,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const spec = changePortSpec(entry.spec, change);
     const bridge = this.#bridges.index(spec.bridge);
     this.#checkPatch(spec);
+    this.#checkFollows(spec);
     this.#checkMember(spec);
     try {
       // Others have their tags before this one tells frames by them, and lose them after it.
@@ -424,13 +433,14 @@ export class Switch extends EventEmitter<SwitchEvents> {
       // Whatever tree it leaves or comes into: it discards until it is there.
       if (bridgeOf(entry.spec) !== bridgeOf(spec)) this.#rstp.leave(name);
       const spanned = entry.spanned || (!isMember(entry) && this.#isSpanned(spec));
-      await entry.rules.set({ ...spec, ...entry.beside, vlanAware, spanned });
+      await entry.rules.set({ ...spec, ...entry.beside, vlanAware, spanned, unplugged: entry.unplugged });
       entry.spanned = spanned;
       const struct = this.#structures.port(entry.slot);
       const place = isMember(entry) ? this.#structures.constant('NO_BRIDGE') : bridge;
       const moved = struct.get('bridge') !== place || !isDeepStrictEqual(vlansOf(entry.spec), vlansOf(spec));
       struct.set('bridge', place);
       Object.assign(entry, { spec, vlanAware });
+      this.#settleLinks();
       this.#countPorts();
       if (moved) {
         // A burst in work learns addresses where the port was.
@@ -491,18 +501,56 @@ export class Switch extends EventEmitter<SwitchEvents> {
     return {
       member: (name) => {
         const entry = this.#ports.get(name)!;
-        return { slot: entry.slot, isUp: () => entry.isUp, status: () => entry.port.status() };
+        return { slot: entry.slot, isUp: () => isUp(entry), status: () => withRules(entry) };
       },
       moved: () => this.#announceBehind(spec.name),
     };
   }
 
-  /** A port's link has gone up or down. */
-  #link(entry: Entry, isUp: boolean): void {
-    entry.isUp = isUp;
+  /** A port finds that frames pass, or none any more. */
+  #link(entry: Entry, carrier: boolean): void {
+    entry.carrier = carrier;
+    this.#linkChanged(entry);
+    this.#settleLinks();
+  }
+
+  #linkChanged(entry: Entry): void {
     this.#rstp.link(entry.spec.name);
     const bond = isMember(entry) && this.#bondOf(entry.spec.name)?.port;
-    if (bond instanceof BondPort) bond.linkChanged(entry.spec.name, isUp);
+    if (bond instanceof BondPort) bond.linkChanged(entry.spec.name, isUp(entry));
+  }
+
+  /** A link follows one that follows none: there is no circle, in which all would stay down. */
+  #checkFollows({ name, linkFollows }: PortSpec): void {
+    if (linkFollows === undefined) return;
+    const specs = [...this.#ports.values()].map(({ spec }) => spec);
+    const one = specs.find((spec) => spec.name === linkFollows && spec.linkFollows !== undefined);
+    const other = specs.find((spec) => spec.linkFollows === name);
+    if (!one && !other) return;
+    const why = one ? `which follows ${one.linkFollows}` : `and ${other!.name} follows this one`;
+    const message = `linkFollows: expected a port whose link follows none, found ${JSON.stringify(linkFollows)}, ${why}`;
+    throw new SwitchError('BAD_SPEC', message, 'linkFollows');
+  }
+
+  /** Is a port's link down by what is set for it? */
+  #isUnplugged({ link, linkFollows }: PortSpec): boolean {
+    if (link === 'down') return true;
+    if (linkFollows === undefined) return false;
+    const other = this.#ports.get(linkFollows);
+    return !other?.carrier || other.spec.link === 'down';
+  }
+
+  /** Brings all links to what is set for them, and to those that they follow. */
+  #settleLinks(): void {
+    for (const entry of this.#ports.values()) {
+      const unplugged = this.#isUnplugged(entry.spec);
+      if (unplugged === entry.unplugged) continue;
+      entry.unplugged = unplugged;
+      // Stages alone: the fields that say so have made room for them before.
+      entry.rules.write(ruled(entry));
+      entry.port.setLink?.(!unplugged);
+      this.#linkChanged(entry);
+    }
   }
 
   /** Makes ports the members of a bond: bridges know that alone from here on. Rejects with an ArenaFullError. */
@@ -905,13 +953,15 @@ export class Switch extends EventEmitter<SwitchEvents> {
 
   /** Everything about one port. Throws a SwitchError, NO_SUCH_PORT. */
   port(name: string): PortDetail {
-    const { port, rules, spec, slot } = this.#find(name);
+    const entry = this.#find(name);
+    const { port, rules, spec, slot } = entry;
     const bond = this.#bondOf(name);
     const detail = port.detail();
     const struct = this.#structures.port(slot);
     return {
       ...detail,
       ...turnedAway(detail, rules),
+      ...whenUnplugged(entry),
       drops: { ...detail.drops, ...rules.drops() },
       groups: this.#groups.has(struct.get('bridge'))
         ? {
@@ -1172,12 +1222,21 @@ export class Switch extends EventEmitter<SwitchEvents> {
 const given = <K extends string, V>(field: K, value: V | undefined) =>
   (value === undefined ? {} : { [field]: value }) as { [P in K]?: V };
 /** What a port's rules are made of. */
-const ruled = ({ spec, beside, vlanAware, spanned }: Entry): RuledPort => ({
+const ruled = ({ spec, beside, vlanAware, spanned, unplugged }: Entry): RuledPort => ({
   ...spec,
   ...beside,
   vlanAware,
   spanned,
+  unplugged,
 });
+
+const isUp = ({ carrier, unplugged }: Entry): boolean => carrier && !unplugged;
+
+/** What a port with a link that is down shows. */
+const whenUnplugged = ({ unplugged, spec: { link, linkFollows } }: Entry) =>
+  unplugged
+    ? { state: 'down' as const, note: link === 'down' ? 'set down' : `down with that of ${linkFollows}` }
+    : {};
 
 const isMember = ({ beside }: Entry): boolean => beside.memberAt !== undefined;
 
@@ -1195,9 +1254,10 @@ const turnedAway = ({ rxDrops, txDrops }: PortStatus, rules: PortRules) => ({
   txDrops: txDrops + sum(rules.drops('tx')),
 });
 
-const withRules = ({ port, rules }: Entry): PortStatus => {
-  const status = port.status();
-  return { ...status, ...turnedAway(status, rules) };
+const withRules = (entry: Entry): PortStatus => {
+  const status = entry.port.status();
+  const { state = status.state } = whenUnplugged(entry);
+  return { ...status, ...turnedAway(status, entry.rules), state };
 };
 
 /** Has the data plane know that the port's bridge has VLANs, or has none; false: it knew. Throws ArenaFullError. */

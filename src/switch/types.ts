@@ -86,6 +86,10 @@ export interface PortSpec {
   /** The bridge that it is on, which can be set anew too; default `default`. */
   bridge?: string;
   // Rules, of every kind of port, which can be set anew while the port is there: docs/rules.md.
+  /** `down`: no frames come and go, and the guest's link is down; default `up`. */
+  link?: 'up' | 'down';
+  /** The name of a port, such as an uplink, with whose link that of this port goes down and up; default: none. */
+  linkFollows?: string;
   /** No frames to and from other ports that are isolated; default false. */
   isolated?: boolean;
   /** False: what comes teaches the bridge no addresses; default true. */

@@ -15,6 +15,7 @@ const TUNGETIFF = ioctlNumber('read', 0x54, 210, 4);
 const TUNSETSNDBUF = ioctlNumber('write', 0x54, 212, 4);
 const TUNSETVNETHDRSZ = ioctlNumber('write', 0x54, 216, 4);
 const TUNSETQUEUE = ioctlNumber('write', 0x54, 217, 4);
+const TUNSETCARRIER = ioctlNumber('write', 0x54, 226, 4);
 const IFF_TAP = 0x0002;
 const IFF_MULTI_QUEUE = 0x0100;
 const IFF_ATTACH_QUEUE = 0x0200;
@@ -134,6 +135,15 @@ export function setTapOffloads(fd: number, bits: number): boolean {
   } catch (error) {
     if (isSystemError(error, 'EINVAL')) return false;
     throw error;
+  }
+}
+
+/** Gives a TAP a carrier or takes it away, as a cable does; a kernel before 5.0 can't. */
+export function setTapCarrier(fd: number, on: boolean): void {
+  try {
+    ioctl(fd, TUNSETCARRIER, int(on ? 1 : 0));
+  } catch (error) {
+    if (!isSystemError(error, 'EINVAL')) throw error;
   }
 }
 

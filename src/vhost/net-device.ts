@@ -16,7 +16,7 @@ import {
 import { closeFd, type Poller } from '../sys/index.ts';
 import { controlQueueIndex, executeControl } from '../virtio/control-queue.ts';
 import { features as VIRTIO } from '../virtio/features.ts';
-import { askAnnouncement, encodeNetConfig, type NetConfig } from '../virtio/net-config.ts';
+import { askAnnouncement, encodeNetConfig, type NetConfig, sayLink } from '../virtio/net-config.ts';
 import { maySend, takes } from '../virtio/offloads.ts';
 import type { Workers } from '../workers/workers.ts';
 import { rarp } from './announcement.ts';
@@ -160,6 +160,7 @@ export class NetDevice implements VhostUserDevice {
   readonly #limits: DeviceLimits;
   readonly #patient: boolean;
   #mtu: number | null;
+  #linkUp = true;
   #config: Uint8Array;
 
   constructor(context: {
@@ -251,12 +252,26 @@ export class NetDevice implements VhostUserDevice {
     return encodeNetConfig({
       ...this.#limits,
       pairs: this.queuePairs,
+      linkUp: this.#linkUp,
       ...(hashes ? { rss: RSS_LIMITS } : {}),
     });
   }
 
   config(): Uint8Array {
     return this.#config;
+  }
+
+  /** A driver that asks, or is told that its configuration has changed, finds the link up or down. */
+  setLink(up: boolean): void {
+    if (up === this.#linkUp) return;
+    this.#linkUp = up;
+    sayLink(this.#config, up);
+    if (this.tellsLink) void this.#channel?.configChanged?.();
+  }
+
+  /** The driver believes what its configuration says of the link, and can be told that it has changed. */
+  get tellsLink(): boolean {
+    return (this.#acknowledged & VIRTIO.VIRTIO_NET_F_STATUS) !== 0n && this.#channel !== undefined;
   }
 
   setMac(mac: Uint8Array): Promise<void> {

@@ -39,6 +39,8 @@ export interface NetConfig {
   mtu?: number | undefined;
   /** Mbit/s. */
   speed?: number | undefined;
+  /** Default true. */
+  linkUp?: boolean;
   /** Most pairs of queues. */
   pairs: number;
   /** What the device can do for RSS and hash reports; nothing by default. */
@@ -46,11 +48,11 @@ export interface NetConfig {
 }
 
 /** The 28 bytes of struct virtio_net_config. */
-export function encodeNetConfig({ mac, mtu, speed, pairs, rss }: NetConfig): Uint8Array {
+export function encodeNetConfig({ mac, mtu, speed, pairs, rss, linkUp = true }: NetConfig): Uint8Array {
   const bytes = new Uint8Array(NET_CONFIG_LENGTH);
   const view = new DataView(bytes.buffer);
   if (mac !== undefined) bytes.set(mac.split(':').map((octet) => Number.parseInt(octet, 16)));
-  view.setUint16(6, LINK_UP, true);
+  view.setUint16(6, linkUp ? LINK_UP : 0, true);
   view.setUint16(8, pairs, true);
   view.setUint16(10, mtu ?? MAX_MTU, true);
   view.setUint32(12, speed ?? UNKNOWN_SPEED, true);
@@ -59,6 +61,12 @@ export function encodeNetConfig({ mac, mtu, speed, pairs, rss }: NetConfig): Uin
   view.setUint16(18, rss?.maxTableLength ?? 0, true);
   view.setUint32(20, rss?.hashTypes ?? 0, true);
   return bytes;
+}
+
+/** Says that the link is up, or down, in `encodeNetConfig`'s bytes. */
+export function sayLink(bytes: Uint8Array, up: boolean): void {
+  if (up) bytes[6]! |= LINK_UP;
+  else bytes[6]! &= ~LINK_UP;
 }
 
 /** Asks the driver to announce itself (5.1.6.5.4), or not any more, in `encodeNetConfig`'s bytes. */
