@@ -19,7 +19,14 @@ test('Linux guests see their links go down and come up', {
   await using vswitch = await createSwitch({
     ports: [
       { name: 'usual', type: 'vhost-user', target: at('usual') },
-      { name: 'told', type: 'vhost-user', target: at('told'), queues: 1, mac: '52:54:00:00:00:02', features: '+ctrl-vq,-mem-slots' },
+      {
+        name: 'told',
+        type: 'vhost-user',
+        target: at('told'),
+        queues: 1,
+        mac: '52:54:00:00:00:02',
+        features: '+ctrl-vq,-mem-slots',
+      },
     ],
   });
   const [usual, told] = await Promise.all([
