@@ -6,10 +6,12 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { BlockReader } from '../../src/capture/pcapng.ts';
 import { createSwitch, type PortSpec, type Switch, SwitchError } from '../../src/index.ts';
+import { sharedPoller } from '../../src/sys/index.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { faults, frameOf, layout, type Segment } from '../support/ip.ts';
 import { Random } from '../support/random.ts';
+import { RawGuest } from '../support/raw-guest.ts';
 import { sockets } from '../support/sockets.ts';
 import { Traffic } from '../support/traffic.ts';
 import { until } from '../support/until.ts';
@@ -289,6 +291,48 @@ test('a copy is completed and cut for a monitor that takes no offloads, and only
   assert.equal(vswitch.port('mon').txPackets, 8 + 4 * 3);
 });
 
+test('what is left undone stays right in a copy with another tag, and in the frame behind it', async (t) => {
+  const { vswitch, guests } = await lab(t, { a: { vlan: 10 }, b: { trunk: '10' } }, {}, { offloads: true });
+  const path = sockets(t);
+  const probe = await plug(t, vswitch, path('mon'), { trunk: '900' });
+  await vswitch.addMirror({ name: 'm', from: 'a+b', direction: 'in', to: 'vlan:900' });
+  const random = new Random(9);
+  for (const [from, to, vlan] of [
+    ['a', 'b', undefined],
+    ['b', 'a', 10],
+  ] as const) {
+    const segment: Segment = {
+      version: 4,
+      protocol: 'tcp',
+      ...(vlan && { vlan }),
+      payload: random.bytes(3000),
+    };
+    const { transport, field } = layout(segment);
+    const offload = { csumStart: transport, csumOffset: field, gso: { type: 'tcp4' as const, size: 1000 } };
+    guests[from]!.send(frameOf(BROADCAST, mac(1), segment, true), offload);
+    const copies: Buffer[] = [];
+    await until(() => {
+      copies.push(...drain(probe));
+      return copies.length === 3;
+    }, 'three copies come');
+    const there: Segment = { ...segment, vlan: 900 };
+    for (const copy of copies) {
+      assert.deepEqual(faults(copy, there), []);
+      assert.equal(copy.readUInt32BE(12), 0x8100_0384);
+    }
+    assert.ok(
+      Buffer.concat(copies.map((copy) => copy.subarray(layout(there).headers))).equals(segment.payload),
+    );
+    // To the other one whole, with its tag or without.
+    const came = await until(() => guests[to]!.receive(), 'the segment comes whole');
+    const { vlan: _, ...plain } = segment;
+    const arrives: Segment = vlan === undefined ? { ...plain, vlan: 10 } : plain;
+    assert.ok(frameOf(BROADCAST, mac(1), arrives, true).equals(came));
+    assert.equal(guests[to]!.received?.csumStart, layout(arrives).transport);
+    assert.equal(guests[to]!.received?.gso?.size, 1000);
+  }
+});
+
 test('a monitor that is slow, or gone, loses its own copies, counted, and nobody else a frame', async (t) => {
   const { vswitch, guests, exchange } = await lab(t, { a: {}, b: {}, mon: {} });
   await vswitch.addMirror({ name: 'm', from: 'a', direction: 'in', to: 'mon' });
@@ -326,6 +370,38 @@ test('a monitor that is slow, or gone, loses its own copies, counted, and nobody
   assert.equal(vswitch.port('b').txDrops, 0);
   delete guests.mon;
   assert.deepEqual(await exchange('b', frame(mac(1), mac(2))), { a: [frame(mac(1), mac(2))] });
+});
+
+test('a monitor whose guest breaks its ring is stopped, its copies are lost and counted, and nobody else notices', async (t) => {
+  const path = sockets(t);
+  const vswitch = await createSwitch({
+    ports: ['a', 'b', 'mon'].map((name) => ({ name, type: 'vhost-user', target: path(name) })),
+  });
+  t.after(() => vswitch.close());
+  const lease = sharedPoller();
+  const bad = new RawGuest(path('mon'), lease.poller);
+  t.after(async () => {
+    await bad.close();
+    await lease.release();
+  });
+  await bad.start();
+  bad.lend(20);
+  await until(() => vswitch.port('mon').state === 'up', 'the monitor is up');
+  await vswitch.addMirror({ name: 'm', from: 'a', direction: 'in', to: 'mon' });
+  const traffic = await Traffic.start({ path: path('a') }, { path: path('b') });
+  await until(() => counts(vswitch).copied === 20, 'what it has buffers for is copied');
+  assert.equal(bad.usedIdx(0), 20);
+  // A descriptor that the ring doesn't have.
+  bad.offer(0, 1000);
+  await until(() => vswitch.port('mon').state === 'broken', 'its ring is broken');
+  const { lost } = counts(vswitch);
+  await traffic.flows(500);
+  await until(() => counts(vswitch).lost > lost + 100, 'copies are lost and counted');
+  assert.equal(counts(vswitch).copied, 20);
+  await traffic.stop();
+  await until(() => vswitch.port('a').state !== 'up', 'a has gone');
+  const { copied, lost: all } = counts(vswitch);
+  assert.equal(copied + all, vswitch.port('a').rxPackets);
 });
 
 test('copies are spread over the queues of a monitor, wait for its rate, and reach all members of a bond', async (t) => {
