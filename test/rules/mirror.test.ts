@@ -404,6 +404,68 @@ test('a monitor whose guest breaks its ring is stopped, its copies are lost and 
   assert.equal(copied + all, vswitch.port('a').rxPackets);
 });
 
+test('of bursts that go different ways each frame is copied where it passes', async (t) => {
+  const { vswitch, guests } = await lab(t, { a: {}, b: {}, c: {}, p: {}, q: {} }, {}, { queueSize: 1024 });
+  guests.mon = await plug(t, vswitch, sockets(t)('mon'), {}, { queueSize: 1024, queues: 2 });
+  await vswitch.addPort({ name: 'bond', type: 'bond', target: 'p+q', mode: 'balance', hash: 'l2' });
+  for (const [name, n] of [
+    ['b', 2],
+    ['c', 3],
+    ['p', 4],
+  ] as const)
+    guests[name]!.send(frame(BROADCAST, mac(n)));
+  await until(() => vswitch.fdb().length === 3, 'all are known');
+  for (const guest of Object.values(guests)) drain(guest);
+  await vswitch.addMirror({ name: 'm', from: 'b+bond', direction: 'out', to: 'mon' });
+  // Bursts of 64, so that one has frames for several.
+  const frames = Array.from({ length: 640 }, (_, i) => {
+    const segment: Segment = { version: 4, protocol: 'udp', payload: Buffer.alloc(i, i) };
+    const bytes = frameOf(mac(2 + ((i * 7) % 3)), mac(100 + (i % 50)), segment, false);
+    bytes[29] = i % 50;
+    return bytes;
+  });
+  const came: Record<string, Buffer[]> = { b: [], c: [], p: [], q: [], mon: [] };
+  for (let i = 0; i < frames.length; ) {
+    i += guests.a!.sendBurst(frames.slice(i, i + 64));
+    await until(() => guests.a!.pending() === 0, 'the switch has done with what was sent');
+    for (const [name, list] of Object.entries(came)) list.push(...drain(guests[name]!));
+  }
+  const to = (n: number) => frames.filter((bytes) => bytes[5] === n);
+  assert.deepEqual(came.b, to(2));
+  assert.deepEqual(came.c, to(3));
+  assert.ok(came.p!.length > 0 && came.q!.length > 0);
+  // By two queues: in order in each.
+  const sorted = (list: Buffer[]) => list.map((bytes) => bytes.toString('hex')).sort();
+  assert.deepEqual(sorted([...came.p!, ...came.q!]), sorted(to(4)));
+  assert.deepEqual(sorted(came.mon!), sorted([...to(2), ...to(4)]));
+  assert.deepEqual(counts(vswitch), { copied: to(2).length + to(4).length, lost: 0 });
+});
+
+test("a frame that was cut is lost once, and who sends doesn't hear the copies in the VLAN that he carries", async (t) => {
+  const { vswitch, guests } = await lab(
+    t,
+    { a: { trunk: '10+900' }, b: { vlan: 10 } },
+    {},
+    { offloads: true },
+  );
+  const monitor = await plug(t, vswitch, sockets(t)('mon'), { vlan: 900 }, { queueSize: 8 });
+  await vswitch.addMirror({ name: 'm', from: 'a', to: 'vlan:900' });
+  const segment: Segment = { version: 4, protocol: 'tcp', vlan: 10, payload: Buffer.alloc(5000, 'x') };
+  const { transport, field } = layout(segment);
+  const offload = { csumStart: transport, csumOffset: field, gso: { type: 'tcp4' as const, size: 1000 } };
+  for (let i = 0; i < 20; i++)
+    await until(
+      () => guests.a!.send(frameOf(BROADCAST, mac(1), segment, true), offload),
+      'the ring takes it',
+    );
+  await until(() => guests.a!.pending() === 0, 'the switch has done with what was sent');
+  // 8 buffers take one in 5 pieces, and part of the next.
+  assert.deepEqual(counts(vswitch), { copied: 1, lost: 19 });
+  assert.equal(drain(monitor).length, 8);
+  assert.equal(drain(guests.b!).length, 20);
+  assert.equal(drain(guests.a!).length, 0);
+});
+
 test('copies are spread over the queues of a monitor, wait for its rate, and reach all members of a bond', async (t) => {
   const { vswitch, guests } = await lab(t, { a: {}, p: {}, q: {} });
   const monitor = await plug(
