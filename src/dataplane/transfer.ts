@@ -114,7 +114,8 @@ function accept(t: Transfer, index: u32): bool {
   let length = bytes - prefix;
   const ids = idSlot(t, index * t.perMessage);
   const buffer = bufferOf(ring, load<u32>(ids));
-  if (prefix == 8 && !(load<u8>(buffer, 8) & VNI_VALID && load<u32>(buffer, 12) == t.vni)) return false;
+  // What is reserved is ignored on receipt (RFC 7348, 5): of the last four bytes one.
+  if (prefix == 8 && !(load<u8>(buffer, 8) & VNI_VALID && (load<u32>(buffer, 12) & 0xff_ffff) == t.vni)) return false;
   const room = ring.bufferLength;
   const count = (FRAME + length + room - 1) / room;
   if (count > t.perMessage && !spill(t, index, length)) return false;
