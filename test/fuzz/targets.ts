@@ -5,6 +5,7 @@
 import { randomPackedCase, randomSplitCase } from '../dataplane/random-rings.ts';
 import { IN_ORDER, INDIRECT, MERGEABLE, PACKED, type Plane } from '../support/plane.ts';
 import type { Random } from '../support/random.ts';
+import { captures } from './captures.ts';
 import { commands } from './control.ts';
 import { lyingDevices } from './driver.ts';
 import { frames } from './frames.ts';
@@ -39,4 +40,5 @@ export const TARGETS: Readonly<Record<string, (makePlane: MakePlane) => Target |
   frames: (makePlane) => ({ one: frames(makePlane) }),
   control: (makePlane) => ({ one: commands(makePlane) }),
   messages: () => messages(),
+  captures: () => ({ one: captures }),
 };
