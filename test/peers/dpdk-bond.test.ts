@@ -78,15 +78,11 @@ async function reach(vswitch: Switch, what: string, states: string | RegExp): Pr
   });
 }
 
-/** Frames without those of LACP that a member has taken and given. */
+/** Frames that a member has taken and given; those of LACP are for a group. */
 function counts(vswitch: Switch, member: string): [rx: number, tx: number] {
-  const {
-    rxPackets,
-    txPackets,
-    members = [],
-  } = { ...vswitch.port(member), members: vswitch.port('bond').members! };
-  const { lacp } = members.find(({ port }) => port === member)!;
-  return [rxPackets - lacp!.received, txPackets - lacp!.sent];
+  const unicast = (way: 'rx' | 'tx') =>
+    vswitch.port(member).queues.find(({ direction }) => direction === way)!.casts.unicast;
+  return [unicast('rx'), unicast('tx')];
 }
 
 /** Flows of the guest leave by these members and no other, and flows of the neighbour come by them. */
