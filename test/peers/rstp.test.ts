@@ -125,9 +125,14 @@ test('a bridge of Open vSwitch, with RSTP', { skip: ownNetwork() || skipWithout(
     ] as const) {
       // The bridges first learn that there is a way.
       const first = frame(BROADCAST, mac(n), 60, ++salt);
-      await until('a frame', 60_000, () => {
+      await until('a frame', 60_000, async () => {
         from.send(first);
-        return received(to).some((came) => came.equals(first)) || undefined;
+        await sleep(20);
+        if (received(to).some((came) => came.equals(first))) return true;
+        // Open vSwitch may decide about a flow just before it knows of a port's new state, and stays with that as
+        // long as frames of the flow come.
+        await ovs.appctl('revalidator/purge');
+        return undefined;
       });
       const all = Array.from({ length: 50 }, () => frame(BROADCAST, mac(n), 100, ++salt));
       for (const one of all) await until('room', 60_000, () => from.send(one) || undefined);
