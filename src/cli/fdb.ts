@@ -1,30 +1,10 @@
 /** `vireo fdb`: the addresses that the switch knows, entering some for good, and forgetting them. */
 import type { Command } from 'commander';
-import type { AddressFilter } from '../switch/types.ts';
-import {
-  type ClientOptions,
-  connect,
-  optionsOf,
-  print,
-  speaksToSwitch,
-  wholeNumber,
-  withExamples,
-} from './command.ts';
+import { connect, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
+import { type PlaceOptions, placeOf, vlanText, withPlace, withVlan } from './place.ts';
 import { count, table } from './table.ts';
 
-type Filter = ClientOptions & { port?: string; bridge?: string; vlan?: number; static?: boolean };
-
-const filterOf = ({ port, bridge, vlan }: Filter): AddressFilter => ({
-  ...(port !== undefined && { port }),
-  ...(bridge !== undefined && { bridge }),
-  ...(vlan !== undefined && { vlan }),
-});
-
-const filtered = (command: Command): Command =>
-  command
-    .option('--port <name>', 'only those of this port')
-    .option('--bridge <name>', 'only those of this bridge')
-    .option('--vlan <n>', 'only those in this VLAN', wholeNumber(0, 4094));
+type Options = PlaceOptions & { static?: boolean };
 
 export function declareFdb(program: Command): void {
   const fdb = speaksToSwitch(
@@ -54,7 +34,7 @@ export function declareFdb(program: Command): void {
         entries.map((entry) => [
           entry.mac,
           entry.bridge,
-          entry.vlan === 0 ? '-' : String(entry.vlan),
+          vlanText(entry.vlan),
           entry.port,
           entry.static ? 'static' : `${Math.floor(entry.age)} s`,
         ]),
@@ -69,21 +49,17 @@ export function declareFdb(program: Command): void {
       .argument('<mac>', 'the address of a station')
       .argument('<port>', 'the port that it is behind'),
   );
-  add.option(
-    '--vlan <n>',
-    "its VLAN (default: that of the port's frames without a tag)",
-    wholeNumber(0, 4094),
-  );
+  withVlan(add, 'its');
   withExamples(add, 'vireo fdb add 52:54:00:12:34:56 vm1', 'vireo fdb add 52:54:00:12:34:56 up --vlan 10');
   add.action(async (mac: string, port: string) => {
-    const options = optionsOf<Filter>(add);
+    const options = optionsOf<Options>(add);
     const { vlan } = options;
     const spec = { mac, port, ...(vlan !== undefined && { vlan }) };
     await (await connect(options)).addAddress(spec);
     print(options, spec, () => `${mac} entered for port ${port}\n`);
   });
 
-  const del = filtered(
+  const del = withPlace(
     speaksToSwitch(
       fdb
         .command('del')
@@ -97,12 +73,12 @@ export function declareFdb(program: Command): void {
     'vireo fdb del 52:54:00:12:34:56 --vlan 10 --bridge lab',
   );
   del.action(async (mac: string) => {
-    const options = optionsOf<Filter>(del);
-    await (await connect(options)).removeAddress(mac, filterOf(options));
+    const options = optionsOf<Options>(del);
+    await (await connect(options)).removeAddress(mac, placeOf(options));
     print(options, { removed: mac }, () => `${mac} taken away\n`);
   });
 
-  const flush = filtered(
+  const flush = withPlace(
     speaksToSwitch(fdb.command('flush').description('forget learned addresses; they are learned anew')),
   );
   flush.option('--static', 'those that were entered, too');
@@ -113,9 +89,9 @@ export function declareFdb(program: Command): void {
     'vireo fdb flush --bridge lab --static',
   );
   flush.action(async () => {
-    const options = optionsOf<Filter>(flush);
+    const options = optionsOf<Options>(flush);
     const client = await connect(options);
-    const result = await client.flushFdb({ ...filterOf(options), ...(options.static && { static: true }) });
+    const result = await client.flushFdb({ ...placeOf(options), ...(options.static && { static: true }) });
     print(options, result, () => `${count(result.flushed)} addresses forgotten\n`);
   });
 }

@@ -1,32 +1,10 @@
 /** `vireo groups`: who has joined which groups, where the routers are, and entering ports into groups for good. */
 import type { Command } from 'commander';
-import type { AddressFilter, GroupMember, GroupsStatus } from '../switch/types.ts';
-import {
-  type ClientOptions,
-  connect,
-  optionsOf,
-  print,
-  speaksToSwitch,
-  wholeNumber,
-  withExamples,
-} from './command.ts';
+import type { GroupMember, GroupsStatus } from '../switch/types.ts';
+import { connect, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
+import { type PlaceOptions, placeOf, vlanText, withPlace, withVlan } from './place.ts';
 import { table } from './table.ts';
 
-type Filter = ClientOptions & AddressFilter;
-
-const filterOf = ({ port, bridge, vlan }: Filter): AddressFilter => ({
-  ...(port !== undefined && { port }),
-  ...(bridge !== undefined && { bridge }),
-  ...(vlan !== undefined && { vlan }),
-});
-
-const filtered = (command: Command): Command =>
-  command
-    .option('--port <name>', 'only those of this port')
-    .option('--bridge <name>', 'only those of this bridge')
-    .option('--vlan <n>', 'only those in this VLAN', wholeNumber(0, 4094));
-
-const vlanText = (vlan: number) => (vlan === 0 ? '-' : String(vlan));
 const endText = ({ expires }: GroupMember) => (expires === null ? 'static' : `${expires} s`);
 
 function groupsText({ groups, routers }: GroupsStatus): string {
@@ -67,7 +45,7 @@ function groupsText({ groups, routers }: GroupsStatus): string {
 }
 
 export function declareGroups(program: Command): void {
-  const groups = filtered(
+  const groups = withPlace(
     speaksToSwitch(
       program
         .command('groups')
@@ -84,8 +62,8 @@ export function declareGroups(program: Command): void {
     'vireo groups add 239.1.1.1 vm1',
   );
   groups.action(async () => {
-    const options = optionsOf<Filter>(groups);
-    const found = await (await connect(options)).groups(filterOf(options));
+    const options = optionsOf<PlaceOptions>(groups);
+    const found = await (await connect(options)).groups(placeOf(options));
     print(options, found, () => groupsText(found));
   });
 
@@ -96,14 +74,10 @@ export function declareGroups(program: Command): void {
       .argument('<group>', 'the address of the group')
       .argument('<port>', 'the port'),
   );
-  add.option(
-    '--vlan <n>',
-    "the group's VLAN (default: that of the port's frames without a tag)",
-    wholeNumber(0, 4094),
-  );
+  withVlan(add, "the group's");
   withExamples(add, 'vireo groups add 239.1.1.1 vm1', 'vireo groups add ff3e::1 up --vlan 10');
   add.action(async (group: string, port: string) => {
-    const options = optionsOf<Filter>(add);
+    const options = optionsOf<PlaceOptions>(add);
     const { vlan } = options;
     const spec = { group, port, ...(vlan !== undefined && { vlan }) };
     const client = await connect(options);
@@ -115,7 +89,7 @@ export function declareGroups(program: Command): void {
     print(options, spec, () => `port ${port} entered into ${entered}${waits}\n`);
   });
 
-  const del = filtered(
+  const del = withPlace(
     speaksToSwitch(
       groups
         .command('del')
@@ -125,8 +99,8 @@ export function declareGroups(program: Command): void {
   );
   withExamples(del, 'vireo groups del 239.1.1.1', 'vireo groups del 239.1.1.1 --port vm1');
   del.action(async (group: string) => {
-    const options = optionsOf<Filter>(del);
-    await (await connect(options)).removeGroup(group, filterOf(options));
+    const options = optionsOf<PlaceOptions>(del);
+    await (await connect(options)).removeGroup(group, placeOf(options));
     print(options, { removed: group }, () => `${group} taken away\n`);
   });
 }
