@@ -3,8 +3,8 @@
  * the switch. The guests stand in a ring, so that packets circulate through all of them in both directions.
  */
 import { skipWithout } from '../test/peers/available.ts';
-import { Distance } from './distance.ts';
-import { GUEST_CPU, type Place, RING, SWITCH_CPU } from './load.ts';
+import { Distance, type Place } from './distance.ts';
+import { GUEST_CPU, RING, SWITCH_CPU } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, writeSection } from './report.ts';
 import { subjectNames, TITLES, together } from './subjects.ts';
 
@@ -24,7 +24,7 @@ export interface Result {
 export async function chain(turns: number, seconds: number, say: (line: string) => void): Promise<Result> {
   const missing = skipWithout('dpdk', 'ovs');
   if (missing !== false) throw new Error(missing);
-  const distance = await Distance.between([SWITCH_CPU, GUEST_CPU]);
+  const distance = new Distance([SWITCH_CPU, GUEST_CPU]);
   const result: Result = { machine: machine(), dpdk: 'unknown', turns, runs: [] };
   try {
     for (let turn = 0; turn < turns; turn++) {

@@ -22,29 +22,23 @@ interface Side {
   side: 0 | 1;
 }
 
-/** CPUs count as near up to this many times the least distance seen. */
-const NEAR = 1.75;
-/** Probes before the first that counts. */
-const FIRST_PROBES = 40;
+/**
+ * Nanoseconds below which the two CPUs are threads of one core, and below which they share a cache: a line takes some
+ * 28 ns between the threads of a core of an AMD EPYC, 50 to 60 between cores of one cache, 220 between two sockets.
+ */
+const ONE_CORE = 40;
+const ONE_CACHE = 110;
+
+/** Threads of one core take each other's time: what is measured there is compared with nothing. */
+export type Place = 'near' | 'far';
 
 export class Distance {
-  /** The least that a probe found, nanoseconds. */
-  #least = Number.POSITIVE_INFINITY;
   readonly #words = new Int32Array(new SharedArrayBuffer(512));
   readonly #sides: Worker[];
   #probes = 0;
 
-  /** Of two CPUs that are free now. Takes some seconds, in which the host may have moved them once. */
-  static async between(cpus: readonly [number, number]): Promise<Distance> {
-    const distance = new Distance(cpus);
-    for (let probe = 0; probe < FIRST_PROBES; probe++) {
-      await distance.probe();
-      await new Promise((resolve) => setTimeout(resolve, 100));
-    }
-    return distance;
-  }
-
-  private constructor(cpus: readonly [number, number]) {
+  /** Of two CPUs, which have to be free whenever it is taken. */
+  constructor(cpus: readonly [number, number]) {
     this.#sides = cpus.map((cpu, side) => {
       const workerData: Side = { cpu, words: this.#words, side: side === 0 ? 0 : 1 };
       return new Worker(new URL(import.meta.url), { workerData });
@@ -59,14 +53,14 @@ export class Distance {
     Atomics.store(words, BEGIN, ++this.#probes);
     Atomics.notify(words, BEGIN);
     while (Atomics.load(words, FOUND) === 0) await new Promise((resolve) => setTimeout(resolve, 2));
-    const found = Atomics.load(words, FOUND);
-    this.#least = Math.min(this.#least, found);
-    return found;
+    return Atomics.load(words, FOUND);
   }
 
-  /** Whether that is near, by what was found so far. */
-  near(distance: number): boolean {
-    return distance <= NEAR * this.#least;
+  /** Where the two CPUs are now; undefined while they are one core. */
+  async place(): Promise<Place | undefined> {
+    const found = await this.probe();
+    if (found < ONE_CORE) return undefined;
+    return found < ONE_CACHE ? 'near' : 'far';
   }
 
   async close(): Promise<void> {

@@ -6,7 +6,7 @@
 import { Testpmd, virtioUser } from '../test/peers/dpdk.ts';
 import { assertPath, type RingPath } from '../test/peers/paths.ts';
 import { cpuSeconds } from '../test/peers/process.ts';
-import type { Distance } from './distance.ts';
+import type { Distance, Place } from './distance.ts';
 import { percentile } from './report.ts';
 
 export const RING = 1024;
@@ -49,8 +49,6 @@ export interface LoadOptions {
   /** MiB of hugepages that the guests' process gets, and packets that it has in all; default: testpmd's own. */
   memory?: { size: number; packets: number };
 }
-
-export type Place = 'near' | 'far';
 
 export interface Load {
   /**
@@ -138,7 +136,7 @@ export class RunningLoad {
 
   /** Runs for a window, and probes the distance before and after while everything stands still. */
   async window(): Promise<void> {
-    const before = await this.#place();
+    const before = await this.#distance.place();
     this.#signal('SIGCONT');
     const pids = this.#pids();
     const used = pids.map(cpuSeconds);
@@ -147,7 +145,8 @@ export class RunningLoad {
     const wall = (performance.now() - start) / 1000;
     const shares = pids.map((pid, index) => (cpuSeconds(pid) + TICK - (used[index] ?? 0)) / wall);
     this.#signal('SIGSTOP');
-    if (Math.min(...shares) < UNDISTURBED || before !== (await this.#place())) {
+    const after = await this.#distance.place();
+    if (before === undefined || before !== after || Math.min(...shares) < UNDISTURBED) {
       this.windows.left++;
       return;
     }
@@ -179,10 +178,6 @@ export class RunningLoad {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
-  }
-
-  async #place(): Promise<Place> {
-    return this.#distance.near(await this.#distance.probe()) ? 'near' : 'far';
   }
 
   #pids(): number[] {

@@ -4,8 +4,8 @@
  */
 import { skipWithout } from '../test/peers/available.ts';
 import { paths as allPaths, lacking, type RingPath } from '../test/peers/paths.ts';
-import { Distance } from './distance.ts';
-import { GUEST_CPU, type Load, type Place, RING, SWITCH_CPU } from './load.ts';
+import { Distance, type Place } from './distance.ts';
+import { GUEST_CPU, type Load, RING, SWITCH_CPU } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, writeSection } from './report.ts';
 import { type Pairing, type SubjectName, together } from './subjects.ts';
 
@@ -62,7 +62,7 @@ export async function paths(options: Options, say: (line: string) => void): Prom
   const missing = skipWithout('dpdk');
   if (missing !== false) throw new Error(missing);
   const possible = allPaths.filter((path) => !lacking(path));
-  const distance = await Distance.between([SWITCH_CPU, GUEST_CPU]);
+  const distance = new Distance([SWITCH_CPU, GUEST_CPU]);
   const runs: Run[] = [];
   let dpdk = 'unknown';
   try {
@@ -171,7 +171,7 @@ export function renderPaths(result: Result): string {
   }
   const counted = (place: Place | 'left') => result.runs.reduce((sum, run) => sum + run.windows[place], 0);
   parts.push(
-    `${counted('near')} windows near, ${counted('far')} far; ${counted('left')} left out, in which the distance changed or something else took part of a CPU.`,
+    `${counted('near')} windows near, ${counted('far')} far; ${counted('left')} left out, in which the distance changed, both CPUs were one core, or something else took part of a CPU.`,
   );
   return parts.join('\n\n');
 }

@@ -26,7 +26,7 @@ export async function ports(turns: number, seconds: number, say: (line: string) 
   const missing = skipWithout('dpdk');
   if (missing !== false) throw new Error(missing);
   const costs: Record<number, number[]> = {};
-  const distance = await Distance.between([SWITCH_CPU, GUEST_CPU]);
+  const distance = new Distance([SWITCH_CPU, GUEST_CPU]);
   for (let turn = 0; turn < turns; turn++) {
     for (const count of COUNTS) {
       const found = await cost(count, seconds, distance, say);

@@ -7,8 +7,8 @@ import { existsSync } from 'node:fs';
 import { featureNames } from '../src/virtio/features.ts';
 import { ovsVswitchd, skipWithout } from '../test/peers/available.ts';
 import { program } from '../test/peers/vireo.ts';
-import { Distance } from './distance.ts';
-import { GUEST_CPU, type Load, type Place, RING, SWITCH_CPU } from './load.ts';
+import { Distance, type Place } from './distance.ts';
+import { GUEST_CPU, type Load, RING, SWITCH_CPU } from './load.ts';
 import { machine, type Spread, showSpread, spread, table, version, writeSection } from './report.ts';
 import { type SubjectName, TITLES, together } from './subjects.ts';
 
@@ -59,7 +59,7 @@ export async function v2v(options: Options, say: (line: string) => void): Promis
   if (options.subjects.includes('vireo') && !existsSync(program)) {
     throw new Error(`${program} is not built: run "npm run build"`);
   }
-  const distance = await Distance.between([SWITCH_CPU, GUEST_CPU]);
+  const distance = new Distance([SWITCH_CPU, GUEST_CPU]);
   try {
     return summarize(options, await turns(options, distance, say));
   } finally {
@@ -170,7 +170,7 @@ export function render(result: Result): string {
   }
   const counted = (place: Place | 'left') => result.runs.reduce((sum, run) => sum + run.windows[place], 0);
   parts.push(
-    `${counted('near')} windows near, ${counted('far')} far; ${counted('left')} left out, in which the distance changed or something else took part of a CPU.`,
+    `${counted('near')} windows near, ${counted('far')} far; ${counted('left')} left out, in which the distance changed, both CPUs were one core, or something else took part of a CPU.`,
   );
   if (cycles.length > 0) {
     parts.push(
