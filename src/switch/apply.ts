@@ -1,141 +1,121 @@
 /**
- * Bringing a running switch to a configuration by what differs, and no more: ports that are as they should be are
- * not touched, and their guests notice nothing.
+ * Brings a running switch to a configuration by what differs (difference.ts), in an order in which ports may change
+ * places and names may be taken anew. What fails is told, and the rest goes on.
  */
-import { isDeepStrictEqual } from 'node:util';
-import { membersOf } from '../bond/members.ts';
-import { DEFAULT_BRIDGE } from './bridges.ts';
-import { SwitchError } from './errors.ts';
-import { SETTABLE } from './spec.ts';
-import type {
-  AddressSpec,
-  BridgeSpec,
-  GroupSpec,
-  MirrorSpec,
-  PortChange,
-  PortSpec,
-  SwitchOptions,
-} from './types.ts';
+import type { Difference } from './difference.ts';
+import type { PortTable } from './port-table.ts';
+import type { Statics } from './statics.ts';
+import type { AddressSpec, Applied, GroupSpec, MirrorSpec, PortChange, PortSpec } from './types.ts';
 
-/** What differs between a switch and a configuration. */
-export interface Difference {
-  /** Names of ports, in the order in which they are worked on: first what goes, then what comes. */
-  remove: string[];
-  /** Ports of which only what can be set while they are there differs. */
-  set: { name: string; change: PortChange }[];
-  /** Ports that are there otherwise: they go, and come as the configuration has them. */
-  change: PortSpec[];
-  add: PortSpec[];
-  unchanged: string[];
-  bridges: { add: BridgeSpec[]; set: BridgeSpec[]; remove: string[] };
-  fdb: { add: AddressSpec[]; remove: AddressSpec[] };
-  groups: { add: GroupSpec[]; remove: GroupSpec[] };
-  mirrors: { add: MirrorSpec[]; remove: MirrorSpec[] };
-  /** Settings of the switch with their new values. */
-  settings: Pick<SwitchOptions, Setting>;
+/** Commands of the switch. */
+interface Commands {
+  addPort(spec: PortSpec): Promise<void>;
+  setPort(name: string, change: PortChange): Promise<void>;
+  removePort(name: string): Promise<void>;
+  addAddress(spec: AddressSpec): Promise<void>;
+  addGroup(spec: GroupSpec): Promise<GroupSpec>;
+  addMirror(spec: MirrorSpec): Promise<void>;
+  removeMirror(name: string): Promise<void>;
+  removeBridge(name: string): Promise<void>;
 }
 
-/** What a running switch can be told anew. */
-const SETTINGS = ['ageing', 'maxAddressesPerPort', 'maxPorts'] as const;
-type Setting = (typeof SETTINGS)[number];
-/** What it is born with. */
-const FIXED = ['name', 'workers', 'cpus', 'poll'] as const;
-
-/** Equal where every field has the same value; one without a value is as good as absent. */
-function same(one: object, other: object): boolean {
-  const given = (value: object) =>
-    Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined));
-  return isDeepStrictEqual(given(one), given(other));
+/** What a switch is made of, as far as this needs it. */
+interface Parts {
+  ports: PortTable;
+  addresses: Statics<AddressSpec>;
+  groups: Statics<GroupSpec>;
+  /** Removes a port that comes again, which mirrors wait for. */
+  dropPort(name: string): Promise<void>;
 }
 
-const fixed = (spec: PortSpec) =>
-  Object.fromEntries(Object.entries(spec).filter(([field]) => !SETTABLE.includes(field)));
-
-/** All that can be set: what the specification has no word of goes back to its default. */
-const settable = (spec: PortSpec): PortChange =>
-  Object.fromEntries(SETTABLE.map((field) => [field, spec[field as keyof PortSpec] ?? null]));
-
-/** Of a list whose entries only come and go. */
-function listDifference<T extends object>(current: T[], wanted = current): { add: T[]; remove: T[] } {
-  const without = (list: T[], others: T[]) =>
-    list.filter((spec) => !others.some((other) => same(spec, other)));
-  return { add: without(wanted, current), remove: without(current, wanted) };
-}
-
-function bridgeDifference(current: BridgeSpec[], wanted: BridgeSpec[] | undefined): Difference['bridges'] {
-  const found: Difference['bridges'] = { add: [], set: [], remove: [] };
-  if (wanted === undefined) return found;
-  // The default one is always there, in either list or not.
-  const all = (list: BridgeSpec[]) =>
-    new Map([{ name: DEFAULT_BRIDGE } as BridgeSpec, ...list].map((spec) => [spec.name, spec]));
-  const [there, asked] = [all(current), all(wanted)];
-  for (const [name, spec] of asked) {
-    const before = there.get(name);
-    if (!before) found.add.push(spec);
-    else if (!same(before, spec)) found.set.push(spec);
-  }
-  found.remove.push(...[...there.keys()].filter((name) => !asked.has(name)));
-  return found;
-}
+/** Bonds come after the ports that they are made of, and go before them. */
+export const bondsLast = (ports: readonly PortSpec[]): PortSpec[] =>
+  [...ports].sort((a, b) => Number(a.type === 'bond') - Number(b.type === 'bond'));
+const bondsFirst = (ports: readonly PortSpec[]): PortSpec[] =>
+  [...ports].sort((a, b) => Number(b.type === 'bond') - Number(a.type === 'bond'));
 
 /**
- * What `wanted` asks of a switch that is as `current` says. Settings that `wanted` doesn't have stay as they are, and
- * so do all ports where it has no list of them. Throws SwitchError `BAD_SPEC` for what only a new start can change.
+ * Does what `found` says, but for settings of the switch and bridges that come or change, which are there already.
+ * `before` are the ports as they were.
  */
-export function difference(current: SwitchOptions, wanted: SwitchOptions): Difference {
-  for (const field of FIXED) {
-    if (wanted[field] === undefined || isDeepStrictEqual(current[field], wanted[field])) continue;
-    throw new SwitchError(
-      'BAD_SPEC',
-      `${field}: expected ${JSON.stringify(current[field]) ?? 'none'}, which a running switch can't change, found ${JSON.stringify(wanted[field])}: leave it out, or start the switch anew`,
-      field,
-    );
-  }
-  const settings = Object.fromEntries(
-    SETTINGS.filter((key) => wanted[key] !== undefined && wanted[key] !== current[key]).map((key) => [
-      key,
-      wanted[key],
-    ]),
-  );
-  const there = new Map((current.ports ?? []).map((spec) => [spec.name, spec]));
-  const bridges = bridgeDifference(current.bridges ?? [], wanted.bridges);
-  const fdb = listDifference(current.fdb ?? [], wanted.fdb);
-  const groups = listDifference(current.groups ?? [], wanted.groups);
-  const mirrors = listDifference(current.mirrors ?? [], wanted.mirrors);
-  const found: Difference = {
-    remove: [],
-    set: [],
-    change: [],
-    add: [],
-    unchanged: [],
-    bridges,
-    fdb,
-    groups,
-    mirrors,
-    settings,
+export async function applyDifference(
+  found: Difference,
+  before: readonly PortSpec[],
+  vswitch: Commands,
+  { ports, addresses, groups, dropPort }: Parts,
+): Promise<Applied> {
+  const applied: Applied = {
+    added: [],
+    removed: [],
+    changed: [],
+    unchanged: found.unchanged,
+    bridges: {
+      added: found.bridges.add.map(({ name }) => name),
+      removed: [],
+      changed: found.bridges.set.map(({ name }) => name),
+    },
+    fdb: { added: [], removed: found.fdb.remove.map(({ mac }) => mac) },
+    groups: { added: [], removed: found.groups.remove.map(({ group }) => group) },
+    mirrors: { added: [], removed: found.mirrors.remove.map(({ name }) => name), failed: [] },
+    settings: Object.keys(found.settings),
+    failed: [],
   };
-  if (wanted.ports === undefined) return { ...found, unchanged: [...there.keys()] };
-  for (const spec of wanted.ports) {
-    const before = there.get(spec.name);
-    there.delete(spec.name);
-    if (before === undefined) found.add.push(spec);
-    else if (same(before, spec)) found.unchanged.push(spec.name);
-    else if (same(fixed(before), fixed(spec))) found.set.push({ name: spec.name, change: settable(spec) });
-    else found.change.push(spec);
+  const attempt = async (port: string, done: string[], act: () => Promise<void>, name = port) => {
+    try {
+      await act();
+      done.push(name);
+    } catch (error) {
+      applied.failed.push({ port, error: (error as Error).message });
+    }
+  };
+  for (const name of applied.mirrors.removed) await vswitch.removeMirror(name);
+  const keptAddresses = takeAway(addresses, found.fdb.remove);
+  const keptGroups = takeAway(groups, found.groups.remove);
+
+  // What goes and what changes goes before anything comes: ports may change places. Bonds go before their members.
+  const gone: string[] = [];
+  const was = new Map(before.map((spec) => [spec.name, spec]));
+  const leaving = [...found.remove, ...found.change.map(({ name }) => name)].map((name) => was.get(name)!);
+  for (const { name } of bondsFirst(leaving))
+    if (found.remove.includes(name)) await attempt(name, applied.removed, () => vswitch.removePort(name));
+    else await attempt(name, gone, () => dropPort(name));
+  for (const { name, change } of found.set)
+    await attempt(name, applied.changed, () => vswitch.setPort(name, change));
+  const coming = [...found.change.filter(({ name }) => gone.includes(name)), ...found.add];
+  for (const spec of bondsLast(coming)) {
+    const done = gone.includes(spec.name) ? applied.changed : applied.added;
+    await attempt(spec.name, done, () => vswitch.addPort(spec));
   }
-  found.remove.push(...there.keys());
-  // A bond goes and comes with its members.
-  const change = new Set(found.change.map(({ name }) => name));
-  for (const spec of wanted.ports) {
-    if (
-      change.has(spec.name) ||
-      found.add.includes(spec) ||
-      !membersOf(spec).some((name) => change.has(name))
-    )
-      continue;
-    found.set = found.set.filter(({ name }) => name !== spec.name);
-    found.unchanged = found.unchanged.filter((name) => name !== spec.name);
-    found.change.push(spec);
+  for (const spec of bondsLast(applied.failed.flatMap(({ port }) => was.get(port) ?? []))) {
+    // Its place may be taken by now; what failed is told already.
+    if (!ports.has(spec.name)) await vswitch.addPort(spec).catch(() => {});
   }
-  return found;
+
+  // Those of ports that went and came, and new ones.
+  for (const spec of keptAddresses)
+    if (ports.has(spec.port) && !addresses.list().includes(spec))
+      await attempt(spec.port, [], () => vswitch.addAddress(spec));
+  for (const spec of found.fdb.add)
+    await attempt(spec.port, applied.fdb.added, () => vswitch.addAddress(spec), spec.mac);
+  const addGroup = async (spec: GroupSpec) => void (await vswitch.addGroup(spec));
+  for (const spec of keptGroups)
+    if (ports.has(spec.port) && !groups.list().includes(spec))
+      await attempt(spec.port, [], () => addGroup(spec));
+  for (const spec of found.groups.add)
+    await attempt(spec.port, applied.groups.added, () => addGroup(spec), spec.group);
+  for (const spec of found.mirrors.add)
+    await vswitch.addMirror(spec).then(
+      () => applied.mirrors.added.push(spec.name),
+      (error: Error) => applied.mirrors.failed.push({ mirror: spec.name, error: error.message }),
+    );
+  // One that ports stay on, for what failed or was not asked for, stays.
+  for (const name of found.bridges.remove)
+    await attempt(name, applied.bridges.removed, () => vswitch.removeBridge(name));
+  return applied;
+}
+
+/** Takes away what was entered, and returns the rest. */
+function takeAway<Spec>(statics: Statics<Spec>, gone: readonly Spec[]): Spec[] {
+  statics.remove((spec) => gone.includes(spec));
+  return statics.list();
 }

@@ -59,10 +59,6 @@ export class Bridges {
     );
   }
 
-  has(name: string): boolean {
-    return this.#bridges.has(name);
-  }
-
   /** Throws a SwitchError, BRIDGE_EXISTS or LIMIT: then nothing has changed. */
   add(spec: BridgeSpec): void {
     if (this.#bridges.has(spec.name)) {

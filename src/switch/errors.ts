@@ -34,3 +34,6 @@ export class SwitchError extends Error {
     if (field !== undefined) this.field = field;
   }
 }
+
+/** Nothing new comes to a switch that ends. */
+export const closingError = () => new SwitchError('LIMIT', 'the switch is closing');

@@ -142,7 +142,28 @@ export class GroupTables {
       const asked = ports.filter((port) => port.bridge === bridge);
       this.#querier.set(bridge, start, this.#asking.has(bridge) ? asked : undefined);
     }
-    this.statics.refresh(placeOf);
+    this.statics.refresh((spec) => this.#snooped(placeOf(spec)));
+  }
+
+  /** Without snooping there is no table to enter anything into: it waits. */
+  #snooped(place: Place | undefined): Place | undefined {
+    return place && this.has(place.fid >>> 12) ? place : undefined;
+  }
+
+  /** Enters a port into a group for good. Throws a SwitchError, BAD_SPEC or LIMIT. */
+  add(spec: GroupSpec, place: Place): void {
+    this.statics.add(spec, this.#snooped(place));
+  }
+
+  /** Takes out those that are meant. Throws a SwitchError, NO_SUCH_GROUP, where there are none. */
+  remove(group: string, isMeant: (spec: GroupSpec) => boolean): void {
+    const address = groupAddress(group);
+    if (this.statics.remove((spec) => spec.group === address && isMeant(spec)).length > 0) return;
+    throw new SwitchError(
+      'NO_SUCH_GROUP',
+      `no port was entered into a group ${JSON.stringify(group)} there: \`vireo groups\` lists them`,
+      'group',
+    );
   }
 
   /** Each second: forgets what is over, and asks where that is due. */
@@ -195,6 +216,17 @@ export class GroupTables {
   forget(slot: number): void {
     for (const { start } of this.#tables.values())
       this.#arena.dataplane.functions.forgetMembers(start, slot, 0);
+  }
+
+  /** What a port has joined; null: its bridge has no snooping. */
+  ofPort(slot: number): { joined: number; limit: number; refused: number } | null {
+    const port = this.#structures.port(slot);
+    if (!this.has(port.get('bridge'))) return null;
+    return {
+      joined: port.get('groups'),
+      limit: port.get('groupLimit'),
+      refused: port.get('groupsRefused'),
+    };
   }
 
   /** What is known, by the names of bridges and ports. */

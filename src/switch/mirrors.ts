@@ -8,7 +8,7 @@ import type { Choice } from '../capture/capture.ts';
 import type { CaptureFile } from '../capture/file.ts';
 import type { PortRules } from '../rules/index.ts';
 import { readVlans } from '../rules/vlan.ts';
-import { SwitchError } from './errors.ts';
+import { closingError, SwitchError } from './errors.ts';
 import { show } from './schema.ts';
 import type { MirrorSpec, MirrorStatus, PortSpec } from './types.ts';
 
@@ -100,6 +100,7 @@ export class Mirrors {
   #gone: Range[] = [];
   /** What no field points to any more, until the workers have passed by. */
   #old: Range[] = [];
+  #closed = false;
 
   constructor(arena: Arena, structures: Structures, isPart: (port: string) => boolean) {
     this.#arena = arena;
@@ -112,10 +113,6 @@ export class Mirrors {
   }
 
   /** Throws a SwitchError, NO_SUCH_MIRROR. */
-  get(name: string): MirrorSpec {
-    return this.#find(name).spec;
-  }
-
   #find(name: string): Mirror {
     const mirror = this.#mirrors.get(name);
     if (mirror) return mirror;
@@ -126,6 +123,7 @@ export class Mirrors {
 
   /** Throws a SwitchError where a mirror can't be added: BAD_SPEC, MIRROR_EXISTS, LIMIT. */
   check(spec: MirrorSpec, ports: readonly PortSpec[]): void {
+    if (this.#closed) throw closingError();
     if (this.#mirrors.has(spec.name)) {
       const message = `a mirror named ${JSON.stringify(spec.name)} exists: choose another name`;
       throw new SwitchError('MIRROR_EXISTS', message, 'name');
@@ -268,8 +266,9 @@ export class Mirrors {
     };
   }
 
-  /** Ends the files. */
+  /** Ends the files, and takes no mirror any more. */
   async close(): Promise<void> {
+    this.#closed = true;
     await Promise.all([...this.#mirrors.values()].map(({ file }) => file?.close()));
   }
 }
