@@ -279,12 +279,13 @@ function endBy(table: usize, index: u32, port: u32, until: u32): void {
   else if (memberAt(table, at).until > until) memberAt(table, at).until = until;
 }
 
-/** A host behind a port has left a group. */
-export function leave(table: usize, high: u64, low: u64, fid: u32, port: u32): void {
-  const fast = (portAt(port).groupFlags & GROUPS_FAST_LEAVE) != 0;
+/** A host behind a port has left a group: `whole`, or some of its sources, and may still be in it for others. */
+export function leave(table: usize, high: u64, low: u64, fid: u32, port: u32, whole: bool): void {
+  const fast = whole && (portAt(port).groupFlags & GROUPS_FAST_LEAVE) != 0;
   const asks = asksIn(table, fid);
-  // Others behind the port may be in it: a querier asks them (lastMembers), and nothing else brings an answer.
-  if (!fast && !asks && findQuerier(table, high, fid) != 0) return;
+  // Others behind the port may be in it: a querier asks them (lastMembers), and nothing else brings an answer. Of
+  // some sources it asks for those alone, and whoever has others doesn't answer.
+  if (!fast && !asks && (!whole || findQuerier(table, high, fid) != 0)) return;
   acquire(table);
   const index = findGroup(table, high, low, fid);
   // The control plane asks on its next ticks.

@@ -45,6 +45,7 @@ const IS_EXCLUDE: u32 = 2;
 const TO_INCLUDE: u32 = 3;
 const TO_EXCLUDE: u32 = 4;
 const ALLOW: u32 = 5;
+const BLOCK: u32 = 6;
 
 /** 224.0.0.1 and ff02::1, as they are loaded little-endian. */
 const ALL_SYSTEMS: u32 = 0x0100_00e0;
@@ -155,7 +156,7 @@ export function igmp(packet: Packet, frame: usize, network: u32): u32 {
       if (readGroup(at + 4, 4)) joined();
       break;
     case LEAVE:
-      if (readGroup(at + 4, 4)) leave(table, high, low, fid, port);
+      if (readGroup(at + 4, 4)) leave(table, high, low, fid, port, true);
       break;
     case REPORT_3:
       if (!records(at, bytes, 4)) return BAD_MESSAGE;
@@ -231,10 +232,14 @@ function records(at: usize, bytes: u32, address: u32): bool {
       // From somebody alone, or from nobody: that is no member any more.
       case IS_INCLUDE: case TO_INCLUDE:
         if (sources) joined();
-        else leave(table, high, low, fid, port);
+        else leave(table, high, low, fid, port, true);
         break;
       case ALLOW:
         if (sources) joined();
+        break;
+      // Who drops the last of his sources says this and no more (RFC 3376, 5.1); he may have others.
+      case BLOCK:
+        if (sources) leave(table, high, low, fid, port, false);
         break;
       default: break;
     }
@@ -284,7 +289,7 @@ export function mld(packet: Packet, frame: usize, network: u32, transport: u32):
   const known = readGroup(at + 8, 16);
   if (type == MLD_QUERY) return mldQuery(at, bytes, known, ip) ? FLOOD : BAD_MESSAGE;
   if (known && type == MLD_REPORT) joined();
-  else if (known) leave(table, high, low, fid, port);
+  else if (known) leave(table, high, low, fid, port, true);
   return answerTo(ROUTERS_IPV6);
 }
 

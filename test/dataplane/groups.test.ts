@@ -665,6 +665,34 @@ describe('the switch itself', () => {
     wait(200);
     assert.deepEqual(members(), [`${G} a`, `${H} a`]);
   });
+
+  test('asks whether a host that drops sources has others, whose leave is never fast', () => {
+    start();
+    wait(0);
+    wait(1);
+    take();
+    all[who('a')]!.port.struct.set('groupFlags', plane.structures.constant('GROUPS_FAST_LEAVE'));
+    const [S, S6] = [['10.0.0.1'], ['fe80::1']];
+    const records = (type: number) => [
+      igmp3Report(from('a'), { type, group: G, sources: S }, { type, group: H, sources: S }),
+      mld2Report(from('a'), { type, group: G6, sources: S6 }),
+    ];
+    send('a', ...records(5));
+    assert.deepEqual(members(), [`${G} a`, `${H} a`, `${G6} a`]);
+    send('a', ...records(6));
+    assert.deepEqual(members(), [`${G} a`, `${H} a`, `${G6} a`]);
+    wait(1);
+    assert.deepEqual(take(), [`a 130 ${'ff0e0000000000000000000000010001'}`, `a 17 ${G}`, `a 17 ${H}`]);
+    // It has others in one of them, and says which.
+    send('a', igmp3Report(from('a'), { type: 1, group: H, sources: ['10.0.0.2'] }));
+    wait(3);
+    assert.deepEqual(members(), [`${H} a`]);
+    wait(100);
+    assert.deepEqual(members(), [`${H} a`]);
+    // Who wasn't in it isn't brought in.
+    send('b', igmp3Report(from('b'), { type: 6, group: H, sources: S }));
+    assert.deepEqual(members(), [`${H} a`]);
+  });
 });
 
 describe('ports that an operator has entered', () => {

@@ -14,8 +14,13 @@ import { type Child, scratch } from './process.ts';
 /** Of IGMP and MLD, which the kernels speak as members. */
 const VERSIONS = { one: [3, 2], two: [2, 1] };
 const [G, G6] = ['239.1.1.1', 'ff0e::1:1'];
+/** Sources that nobody is. */
+const OTHERS = { [G]: '10.0.0.77', [G6]: 'fe80::77' };
 
-/** Joins and leaves as standard input says, and prints what comes for its groups: `<group> <number>`. */
+/**
+ * Joins and leaves as standard input says, for all sources or one, and prints what comes for its groups:
+ * `<group> <number>`.
+ */
 const MEMBER = `
   const { createSocket } = require('node:dgram');
   const open = (type, group) => {
@@ -27,8 +32,9 @@ const MEMBER = `
   const of = { '${G}': open('udp4', '${G}'), '${G6}': open('udp6', '${G6}') };
   const at = { '${G}': process.argv[1], '${G6}': '::%eth0' };
   require('node:readline').createInterface(process.stdin).on('line', (line) => {
-    const [word, group] = line.split(' ');
-    of[group][word + 'Membership'](group, at[group]);
+    const [word, group, source] = line.split(' ');
+    if (source) of[group][word + 'SourceSpecificMembership'](source, group, at[group]);
+    else of[group][word + 'Membership'](group, at[group]);
     console.log(line);
   });`;
 
@@ -113,8 +119,8 @@ describe('a Linux bridge that asks, and kernels that are members', { skip: ownNe
       .groups()
       .groups.filter(({ group }) => group === G || group === G6)
       .map(({ group, ports }) => `${group} ${ports.map(({ port }) => port).sort()}`);
-  const say = async (name: string, word: 'add' | 'drop') => {
-    for (const group of [G, G6]) members[name]!.write(`${word} ${group}\n`);
+  const say = async (name: string, word: 'add' | 'drop', from: Partial<Record<string, string>> = {}) => {
+    for (const group of [G, G6]) members[name]!.write(`${word} ${group} ${from[group] ?? ''}\n`);
   };
   /** Marks of the frames for the groups that the witness has got since it was asked last. */
   function witnessed(): string[] {
@@ -126,6 +132,11 @@ describe('a Linux bridge that asks, and kernels that are members', { skip: ownNe
     }
     return found;
   }
+  /** Addresses that the sender's datagrams come from, of both families. */
+  const sources = () => {
+    const [six] = /fe80::[0-9a-f:]+/.exec(spaces[0]!.ip('-6 addr show dev br0 scope link'))!;
+    return { [G]: '10.0.0.1', [G6]: six };
+  };
   /** Sends to both groups until each of these has got what was sent last; its mark. */
   async function reaches(...names: string[]): Promise<string> {
     let mark = '';
@@ -193,8 +204,30 @@ describe('a Linux bridge that asks, and kernels that are members', { skip: ownNe
     assert.deepEqual(witnessed(), []);
   });
 
+  test('a kernel that wants some sources alone is a member like others, until it wants none', async () => {
+    // Of IGMPv3 and MLDv2: the other one speaks versions without sources.
+    await say('one', 'add', OTHERS);
+    await until(() => groups().join() === `${G} one,${G6} one`, 'it has reported');
+    await say('one', 'add', sources());
+    await reaches('one');
+    assert.deepEqual(witnessed(), []);
+    // It doesn't say that it has others; and the querier asks for the one that it doesn't want any more.
+    await say('one', 'drop', sources());
+    const toOne = await captured('one', async () => {
+      await say('two', 'add');
+      await until(() => groups().join() === `${G} one,two,${G6} one,two`, 'the other one has reported');
+      await reaches('two');
+    });
+    assert.match(toOne, /#\d+#/);
+    await say('one', 'drop', OTHERS);
+    await say('two', 'drop');
+    await until(() => groups().every((entry) => entry.endsWith(' one')), 'the other one is out');
+  });
+
   test('the switch asks where nobody else does, and the kernels answer', async () => {
     await vswitch.removePort('ask');
+    await vswitch.setBridge('default', { snooping: null });
+    await vswitch.setBridge('default', { snooping: true });
     for (const name of ['one', 'two']) await say(name, 'add');
     await until(() => groups().join() === `${G} one,two,${G6} one,two`, 'both have reported');
     await vswitch.setPort('two', { fastLeave: null });
@@ -210,5 +243,18 @@ describe('a Linux bridge that asks, and kernels that are members', { skip: ownNe
       await say(name, 'drop');
       await until(() => groups().join() === left, `${name} is out`);
     }
+    // Where it wants some sources, it says of the last one that it drops no more than of the others: it is asked.
+    const both = { [G]: '10.0.0.1', [G6]: 'fe80::1' };
+    for (const from of [both, OTHERS]) await say('one', 'add', from);
+    await until(() => groups().join() === `${G} one,${G6} one`, 'it has reported');
+    const questions = await vswitch.capture({ port: 'one', filter: `host ${G} or host ${G6}`, count: 2 });
+    await say('one', 'drop', both);
+    for await (const _ of questions.stream());
+    await until(
+      () => vswitch.groups().groups.every(({ ports }) => ports[0]!.expires! > 200),
+      'it has others',
+    );
+    await say('one', 'drop', OTHERS);
+    await until(() => groups().length === 0, 'it has none');
   });
 });
