@@ -56,7 +56,8 @@ while :; do setsid sh /shell; done
 `;
 
 export const GUEST: Recipe = {
-  modules: ['virtio_pci', 'virtio_net', '8021q'],
+  // bonding makes a bond0 without members.
+  modules: ['virtio_pci', 'virtio_net', '8021q', 'bonding'],
   programs: PROGRAMS,
   libraries: ['libc6', 'libmnl0'],
   init: init(''),

@@ -20,6 +20,8 @@ export interface GuestOptions {
   /** QEMU's side of it: `client` (default) dials and dials again each second, `server` listens. */
   role?: 'client' | 'server';
   mac?: string;
+  /** More cards like that, behind it. */
+  more?: { path: string; mac?: string }[];
   /** Queue pairs. */
   queues?: number;
   /** More properties of the device, e.g. `mrg_rxbuf=off,rx_queue_size=1024`, `packed=on`, `host_mtu=9000`. */
@@ -329,7 +331,7 @@ export class LinuxGuest {
 
   #arguments(): string[] {
     const path = this.#path;
-    const { role, mac, queues, device, cpus = 1 } = this.#options;
+    const { role, mac, queues, device, more = [], cpus = 1 } = this.#options;
     const { backend, machine, kernel, options = [], image = guestImage } = this.#options;
     const memory = [this.#options.memory ?? 256].flat();
     const accel = this.#options.accelerator ?? accelerator();
@@ -342,12 +344,7 @@ export class LinuxGuest {
     // vectors the guest uses the line interrupt, one for all queues.
     const msix = accel === 'kvm' || version >= 8;
     const vectors = msix ? 2 * (queues ?? 1) + 2 : 0;
-    const card = list(
-      `virtio-net-pci,netdev=net,romfile=,vectors=${vectors}`,
-      mac === undefined ? undefined : `mac=${mac}`,
-      queues === undefined ? undefined : 'mq=on',
-      device,
-    );
+    const cards = path === undefined ? [] : [{ path, mac }, ...more];
     return [
       ...['-nodefaults', '-no-user-config', '-display', 'none', '-monitor', 'none'],
       ...['-machine', list('q35', memory.length > 1 ? undefined : 'memory-backend=ram', machine)],
@@ -376,13 +373,17 @@ export class LinuxGuest {
         'chardev:shell',
       ],
       ...options,
-      ...(path === undefined
-        ? []
-        : [
-            ...['-chardev', `socket,id=port,path=${path},${socket}`],
-            ...['-netdev', `vhost-user,id=net,chardev=port,queues=${queues ?? 1}`],
-            ...['-device', card],
-          ]),
+      ...cards.flatMap((card, i) => [
+        ...['-chardev', `socket,id=port${i || ''},path=${card.path},${socket}`],
+        ...['-netdev', `vhost-user,id=net${i || ''},chardev=port${i || ''},queues=${queues ?? 1}`],
+        '-device',
+        list(
+          `virtio-net-pci,netdev=net${i || ''},romfile=,vectors=${vectors}`,
+          card.mac === undefined ? undefined : `mac=${card.mac}`,
+          queues === undefined ? undefined : 'mq=on',
+          device,
+        ),
+      ]),
       ...(this.#options.arguments ?? []),
     ];
   }
