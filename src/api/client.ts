@@ -277,6 +277,8 @@ export class ControlClient {
     if (error.code === 'EACCES' || error.code === 'EPERM') {
       return this.#noAnswer('only its owner and root may use it; run this as that user');
     }
+    if (error.code === 'ECONNRESET' || error.code?.startsWith('HPE_'))
+      return this.#noAnswer('what listens there is no switch, or it has just ended');
     return this.#noAnswer(error.message);
   }
 }

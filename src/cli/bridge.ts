@@ -1,7 +1,7 @@
 /** `vireo bridge`, `add`, `set`, `del` and `show`: the bridges of a switch. */
 import type { Command } from 'commander';
 import type { BridgeChange, BridgeSpec, BridgeStatus, RstpBridgeStatus } from '../switch/types.ts';
-import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
+import { connect, lists, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
 import { count, duration, pairs, table } from './table.ts';
 
 const FIELDS = `
@@ -19,25 +19,21 @@ Settings of a bridge:
 /** Fields from `key=value` each; a key without a value goes back to its default. */
 async function readFields(words: string[]): Promise<BridgeChange> {
   const { parseFields } = await import('../switch/spec.ts');
-  try {
-    return parseFields(words, 'ageing=60');
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
+  return parseFields(words, 'ageing=60');
 }
 
 export function declareBridge(program: Command): void {
-  const bridge = speaksToSwitch(
-    program.command('bridge').description('list the bridges, or add, change, remove or show one'),
-  );
+  const bridge = program
+    .command('bridge')
+    .description('list the bridges, or add, change, remove or show one');
   withExamples(
     bridge,
     'vireo bridge',
     'vireo bridge add lab ageing=60',
     'vireo port add vm3=vhost-user:/tmp/c.sock,bridge=lab',
   );
-  bridge.action(async () => {
-    const options = optionsOf(bridge);
+  lists(bridge, 'the bridges', speaksToSwitch, async (command) => {
+    const options = optionsOf(command);
     const bridges = await (await connect(options)).bridges();
     print(options, bridges, () =>
       table(
@@ -88,7 +84,7 @@ export function declareBridge(program: Command): void {
     const options = optionsOf(set);
     const change = await readFields(words);
     const changed = await (await connect(options)).setBridge(name, change);
-    print(options, changed, () => bridgeText(changed));
+    print(options, changed, () => `bridge ${name} set\n`);
   });
 
   const del = speaksToSwitch(

@@ -9,6 +9,7 @@ import {
   connect,
   optionsOf,
   speaksToSwitch,
+  UsageError,
   wholeNumber,
   withExamples,
 } from './command.ts';
@@ -34,9 +35,10 @@ export function declareCapture(program: Command): void {
       .command('capture')
       .description('show the frames of a port as they come and go, or write them for Wireshark')
       .argument('<port>', "the port's name, or any: all ports")
-      .option('--filter <expression>', 'only these frames, see below')
+      .argument('[expression...]', 'only these frames, see below')
+      .option('--filter <expression>', 'the same as one word')
       .option('-w, --write <file>', 'write pcapng to a file, or to standard output: -')
-      .option('--count <n>', 'end behind so many frames', wholeNumber(1, Number.MAX_SAFE_INTEGER))
+      .option('-c, --count <n>', 'end behind so many frames', wholeNumber(1, Number.MAX_SAFE_INTEGER))
       .option('--seconds <n>', 'end after so many seconds', wholeNumber(1, 31_536_000))
       .option('--snaplen <n>', 'keep so many bytes of a frame (default: all)', wholeNumber(1, 262_144)),
   );
@@ -44,11 +46,18 @@ export function declareCapture(program: Command): void {
   withExamples(
     command,
     'vireo capture vm1',
-    "vireo capture any --filter 'tcp port 80' --count 10",
+    'vireo capture any tcp port 80 --count 10',
+    "vireo capture any --filter 'tcp[tcpflags] & tcp-syn != 0'",
     'vireo capture any -w - | wireshark -k -i -',
     'vireo capture vm1 -w vm1.pcapng --seconds 60',
   );
-  command.action((port: string) => capture(port, optionsOf<Options>(command)));
+  command.action((port: string, words: string[]) => {
+    const options = optionsOf<Options>(command);
+    if (words.length === 0) return capture(port, options);
+    if (options.filter !== undefined)
+      throw new UsageError('give the filter behind the port or with --filter, not both');
+    return capture(port, { ...options, filter: words.join(' ') });
+  });
 }
 
 async function capture(port: string, options: Options): Promise<void> {

@@ -31,6 +31,30 @@ export function withExamples(command: Command, ...examples: string[]): Command {
   );
 }
 
+/**
+ * Makes a command that has subcommands list what there is, by itself and as its subcommand `list`. `run` gets the
+ * command that was called, for its options. Another word behind it is a subcommand that there isn't.
+ */
+export function lists(
+  command: Command,
+  what: string,
+  withOptions: (command: Command) => Command,
+  run: (command: Command) => Promise<void>,
+): void {
+  const list = withOptions(command.command('list').description(`list ${what}, as without a command`));
+  withExamples(list, `vireo ${command.name()} list`, `vireo ${command.name()} list --json`);
+  list.action(() => run(list));
+  withOptions(command).allowExcessArguments();
+  command.action(async () => {
+    const [word] = command.args;
+    if (word !== undefined) {
+      const known = command.commands.map((one) => one.name()).join(', ');
+      throw new UsageError(`unknown command '${command.name()} ${word}'; there are: ${known}`);
+    }
+    await run(command);
+  });
+}
+
 /** The options of a command, its parents' included: `vireo fdb --json flush` is `vireo fdb flush --json`. */
 export function optionsOf<T extends ClientOptions>(command: Command): T {
   return command.optsWithGlobals<T>();

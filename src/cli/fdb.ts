@@ -1,27 +1,26 @@
 /** `vireo fdb`: the addresses that the switch knows, entering some for good, and forgetting them. */
 import type { Command } from 'commander';
-import { connect, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
+import { connect, lists, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
 import { type PlaceOptions, placeOf, vlanText, withPlace, withVlan } from './place.ts';
 import { count, table } from './table.ts';
 
 type Options = PlaceOptions & { static?: boolean };
 
 export function declareFdb(program: Command): void {
-  const fdb = speaksToSwitch(
-    program
-      .command('fdb')
-      .description('list the forwarding database: which address is behind which port, learned or entered'),
-  );
+  const fdb = program
+    .command('fdb')
+    .description('list the forwarding database: which address is behind which port, learned or entered');
   withExamples(
     fdb,
     'vireo fdb',
-    'vireo fdb --json',
+    'vireo fdb --port vm1 --json',
     'vireo fdb add 52:54:00:12:34:56 vm1',
     'vireo fdb flush --port vm1',
   );
-  fdb.action(async () => {
-    const options = optionsOf(fdb);
-    const entries = await (await connect(options)).fdb();
+  const withOptions = (command: Command) => withPlace(speaksToSwitch(command));
+  lists(fdb, 'the addresses', withOptions, async (command) => {
+    const options = optionsOf<Options>(command);
+    const entries = await (await connect(options)).fdb(placeOf(options));
     print(options, entries, () =>
       table(
         [
@@ -92,6 +91,10 @@ export function declareFdb(program: Command): void {
     const options = optionsOf<Options>(flush);
     const client = await connect(options);
     const result = await client.flushFdb({ ...placeOf(options), ...(options.static && { static: true }) });
-    print(options, result, () => `${count(result.flushed)} addresses forgotten\n`);
+    print(
+      options,
+      result,
+      () => `${count(result.flushed)} address${result.flushed === 1 ? '' : 'es'} forgotten\n`,
+    );
   });
 }

@@ -153,7 +153,7 @@ export function declareGen(program: Command): void {
     .option('--size <sizes>', 'bytes of the frames: 64, 64-128, 64,512,1518 or imix', told(parse.parseSizes))
     .option(
       '--rate <rate>',
-      'of each sending port: 1mpps, 2gbps or max (default: max, or as recorded)',
+      'of each sending port: 1Mpps, 2Gbit or max (default: max, or as recorded)',
       told(parse.parseRate),
     )
     .option('--seconds <n>', 'end after so long (default: at SIGINT)', seconds)
@@ -184,7 +184,7 @@ export function declareGen(program: Command): void {
     );
   withExamples(
     command,
-    'vireo gen --port /tmp/a.sock --port /tmp/b.sock --rate 1mpps --seconds 10 --expect-loss 0',
+    'vireo gen --port /tmp/a.sock --port /tmp/b.sock --rate 1Mpps --seconds 10 --expect-loss 0',
     'vireo gen --port /tmp/a.sock,mode=txonly --port /tmp/b.sock,mode=rxonly --size imix --json --seconds 5',
     'vireo gen --port /tmp/a.sock --mode icmpecho',
     'vireo gen --port /tmp/a.sock --mode txonly --replay mail.pcap --rate 100kpps',

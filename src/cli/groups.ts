@@ -1,7 +1,7 @@
 /** `vireo groups`: who has joined which groups, where the routers are, and entering ports into groups for good. */
 import type { Command } from 'commander';
 import type { GroupMember, GroupsStatus } from '../switch/types.ts';
-import { connect, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
+import { connect, lists, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
 import { type PlaceOptions, placeOf, vlanText, withPlace, withVlan } from './place.ts';
 import { table } from './table.ts';
 
@@ -45,15 +45,9 @@ function groupsText({ groups, routers }: GroupsStatus): string {
 }
 
 export function declareGroups(program: Command): void {
-  const groups = withPlace(
-    speaksToSwitch(
-      program
-        .command('groups')
-        .description(
-          'list who has joined which groups, and where routers are, on bridges with snooping=true',
-        ),
-    ),
-  );
+  const groups = program
+    .command('groups')
+    .description('list who has joined which groups, and where routers are, on bridges with snooping=true');
   withExamples(
     groups,
     'vireo bridge set default snooping=true',
@@ -61,8 +55,9 @@ export function declareGroups(program: Command): void {
     'vireo groups --vlan 10 --json',
     'vireo groups add 239.1.1.1 vm1',
   );
-  groups.action(async () => {
-    const options = optionsOf<PlaceOptions>(groups);
+  const withOptions = (command: Command) => withPlace(speaksToSwitch(command));
+  lists(groups, 'the groups and routers', withOptions, async (command) => {
+    const options = optionsOf<PlaceOptions>(command);
     const found = await (await connect(options)).groups(placeOf(options));
     print(options, found, () => groupsText(found));
   });

@@ -26,12 +26,17 @@ function version(): string {
   return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
 }
 
+/** Lets errors name the help of the command that was called. */
+function withHints(command: Command, words: string): void {
+  command.showHelpAfterError(`(${words} --help tells more)`);
+  for (const sub of command.commands) withHints(sub, `${words} ${sub.name()}`);
+}
+
 const program = new Command('vireo')
   .description('A switch for virtual machines: they plug in through vhost-user sockets.')
   .version(version())
   // An option behind a subcommand's name is the subcommand's.
   .enablePositionalOptions()
-  .showHelpAfterError('(vireo --help tells more)')
   .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'vireo: ')) })
   .exitOverride();
 for (const declare of [
@@ -51,13 +56,14 @@ for (const declare of [
   declareGen,
 ])
   declare(program);
+withHints(program, 'vireo');
 withExamples(
   program,
   'vireo up --port vm1=vhost-user:/tmp/a.sock --port vm2=vhost-user:/tmp/b.sock,role=client',
   'vireo ports',
   'vireo qemu vm1',
   'vireo apply lab.yaml',
-  'vireo gen --port /tmp/a.sock --port /tmp/b.sock --rate 1mpps --seconds 10 --expect-loss 0',
+  'vireo gen --port /tmp/a.sock --port /tmp/b.sock --rate 1Mpps --seconds 10 --expect-loss 0',
 );
 
 // A switch outlives the reader of its lines and a full disk. A pipe whose reader has seen enough is no failure.

@@ -1,7 +1,7 @@
 /** `vireo mirror`, `add`, `del` and `show`: copies of ports' frames for another port, a VLAN or a file. */
 import type { Command } from 'commander';
 import type { MirrorSpec, MirrorStatus } from '../switch/types.ts';
-import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
+import { connect, lists, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
 import { count, pairs, table } from './table.ts';
 
 const FIELDS = `
@@ -16,17 +16,13 @@ A mirror has:
 /** Fields from `key=value` each. */
 async function readFields(words: string[]): Promise<Record<string, unknown>> {
   const { parseFields } = await import('../switch/spec.ts');
-  try {
-    return parseFields(words, 'to=mon');
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
+  return parseFields(words, 'to=mon');
 }
 
 export function declareMirror(program: Command): void {
-  const mirror = speaksToSwitch(
-    program.command('mirror').description('list the mirrors (SPAN, RSPAN), or add, remove or show one'),
-  );
+  const mirror = program
+    .command('mirror')
+    .description('list the mirrors (SPAN, RSPAN), or add, remove or show one');
   withExamples(
     mirror,
     'vireo mirror',
@@ -34,8 +30,8 @@ export function declareMirror(program: Command): void {
     'vireo mirror add rspan vlans=10 direction=in to=vlan:900',
     'vireo mirror del span1',
   );
-  mirror.action(async () => {
-    const options = optionsOf(mirror);
+  lists(mirror, 'the mirrors', speaksToSwitch, async (command) => {
+    const options = optionsOf(command);
     const mirrors = await (await connect(options)).mirrors();
     print(options, mirrors, () =>
       table(

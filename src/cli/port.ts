@@ -4,14 +4,14 @@ import type { Command } from 'commander';
 import { dgramTarget } from '../ports/addresses.ts';
 import type {
   BondMemberStatus,
-  PortChange,
   PortDetail,
   PortSpec,
   PortStatus,
   RstpPortStatus,
   SizeCounts,
 } from '../switch/types.ts';
-import { connect, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
+import { connect, lists, optionsOf, print, speaksToSwitch, UsageError, withExamples } from './command.ts';
+import { listPorts } from './ports.ts';
 import { bytes, count, pairs, table } from './table.ts';
 
 const RULE_FORM = `
@@ -109,7 +109,7 @@ export function doing({ type, role, target }: Pick<PortStatus, 'type' | 'role' |
 }
 
 export function declarePort(program: Command): void {
-  const port = program.command('port').description('add, change, remove or show one port');
+  const port = program.command('port').description('list the ports, or add, change, remove or show one');
   withExamples(
     port,
     'vireo port add vm3=vhost-user:/tmp/c.sock',
@@ -117,6 +117,7 @@ export function declarePort(program: Command): void {
     'vireo port show vm3',
     'vireo port del vm3',
   );
+  lists(port, 'the ports', speaksToSwitch, listPorts);
 
   const add = speaksToSwitch(
     port
@@ -149,12 +150,7 @@ export function declarePort(program: Command): void {
   set.action(async (name: string, words: string[]) => {
     const options = optionsOf(set);
     const { parsePortChange } = await import('../switch/spec.ts');
-    let change: PortChange;
-    try {
-      change = parsePortChange(words);
-    } catch (error) {
-      throw new UsageError((error as Error).message);
-    }
+    const change = parsePortChange(words);
     const detail = await (await connect(options)).setPort(name, change);
     print(options, detail, () => {
       const rules = rulesText(detail);

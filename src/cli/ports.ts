@@ -1,4 +1,4 @@
-/** `vireo ports`: a line a port. */
+/** `vireo ports`, and `vireo port` without more: a line a port. */
 import type { Command } from 'commander';
 import type { PortStatus } from '../switch/types.ts';
 import { connect, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
@@ -13,11 +13,13 @@ export function declarePorts(program: Command): void {
       ),
   );
   withExamples(command, 'vireo ports', "vireo ports --json | jq '.[] | [.name, .rxPackets, .txPackets]'");
-  command.action(async () => {
-    const options = optionsOf(command);
-    const ports = await (await connect(options)).ports();
-    print(options, ports, () => portsText(ports));
-  });
+  command.action(() => listPorts(command));
+}
+
+export async function listPorts(command: Command): Promise<void> {
+  const options = optionsOf(command);
+  const ports = await (await connect(options)).ports();
+  print(options, ports, () => portsText(ports));
 }
 
 function portsText(ports: PortStatus[]): string {
@@ -25,6 +27,7 @@ function portsText(ports: PortStatus[]): string {
   const lines = table(
     [
       { title: 'PORT' },
+      { title: 'TYPE' },
       { title: 'STATE' },
       { title: 'RX PACKETS', right: true },
       { title: 'RX BYTES', right: true },
@@ -38,6 +41,7 @@ function portsText(ports: PortStatus[]): string {
     ],
     ports.map((port) => [
       port.name,
+      port.type,
       port.state,
       count(port.rxPackets),
       bytes(port.rxBytes),

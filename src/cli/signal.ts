@@ -1,11 +1,19 @@
 /** How a program that runs until it is told to stop hears of that. */
 
-/** Resolves at the first SIGINT or SIGTERM; the next one has its default effect, which is immediate. */
+/**
+ * Milliseconds in which a second signal is the first one's echo: npx and timeout(1) send one to the program that
+ * the terminal, or they themselves, have sent to its whole group.
+ */
+const ECHO = 500;
+
+/** Resolves at the first SIGINT or SIGTERM; one that comes later than its echo has its default effect: the end. */
 export function firstSignal(): Promise<void> {
   return new Promise((resolve) => {
     const stop = () => {
-      process.removeListener('SIGINT', stop);
-      process.removeListener('SIGTERM', stop);
+      setTimeout(() => {
+        process.removeListener('SIGINT', stop);
+        process.removeListener('SIGTERM', stop);
+      }, ECHO).unref();
       resolve();
     };
     process.on('SIGINT', stop);

@@ -26,7 +26,8 @@ export function declareUp(program: Command): void {
     .description('run a switch in the foreground, until SIGINT or SIGTERM')
     .argument(
       '[file]',
-      'YAML file with the keys name, workers, cpus, poll, ageing, maxAddressesPerPort, maxPorts and ports',
+      'YAML file with the keys name, workers, cpus, poll, ageing, maxAddressesPerPort, maxPorts, bridges, ' +
+        'ports, fdb, groups and mirrors',
     )
     .option('--port <spec>', 'a port, see below; may be repeated', (spec, others: string[] = []) => [
       ...others,

@@ -25,7 +25,7 @@ const FIELDS: Record<string, keyof Latency> = {
 export function parseExpectedRate(text: string): { packets: number } | { bits: number } {
   const rate = parseRate(text);
   if (typeof rate === 'string')
-    throw new RangeError(`expected a rate such as 1mpps or 2gbps, found "${text}"`);
+    throw new RangeError(`expected a rate such as 1Mpps or 2Gbit, found "${text}"`);
   return rate;
 }
 

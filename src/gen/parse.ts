@@ -146,13 +146,13 @@ export const parseVlans = (text: string): Range =>
 
 const PREFIX: Record<string, number> = { '': 1, k: 1e3, m: 1e6, g: 1e9 };
 
-/** `1mpps`, `500kpps`, `2gbps`, `max`, or `recorded`. */
+/** `1Mpps`, `500kpps`, `2Gbit` (a second, also as `2Gbps`), `max`, or `recorded`. */
 export function parseRate(text: string): Rate {
   if (text === 'max' || text === 'recorded') return text;
-  const [, amount, prefix = '', unit] = /^(\d+(?:\.\d+)?)([kmg]?)(pps|bps)$/i.exec(text) ?? [];
+  const [, amount, prefix = '', unit] = /^(\d+(?:\.\d+)?)([kmg]?)(pps|bps|bit)$/i.exec(text) ?? [];
   const value = Number(amount) * PREFIX[prefix.toLowerCase()]!;
   if (unit === undefined || !(value >= 1 && value <= 1e12))
-    return refuse('a rate such as 1mpps, 500kpps, 2gbps or max', text);
+    return refuse('a rate such as 1Mpps, 500kpps, 2Gbit or max', text);
   return unit.toLowerCase() === 'pps' ? { packets: value } : { bits: value };
 }
 

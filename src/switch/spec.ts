@@ -643,6 +643,8 @@ export function parseFields(words: readonly string[], example: string): Record<s
     const [, key, value] = /^([^=]+)=(.*)$/s.exec(word) ?? [];
     if (key === undefined || value === undefined)
       throw new SwitchError('BAD_SPEC', `expected key=value, such as ${example}, found ${show(word)}`);
+    if (Object.hasOwn(change, camel(key)))
+      throw new SwitchError('BAD_SPEC', `expected ${key} once, found it again as ${show(word)}`);
     Object.defineProperty(change, camel(key), {
       value: value === '' ? null : typed(value),
       enumerable: true,

@@ -41,7 +41,7 @@ test('frames are shown a line each, as JSON, and written to a file', async () =>
     for (const text of lines.stdout.trimEnd().split('\n')) assert.match(text, line);
     assert.match(lines.stderr, /^3 frames captured, \d+ lost by the capture\n$/);
 
-    const json = await during('--json', '--snaplen', '20', '--filter', 'broadcast');
+    const json = await during('--json', 'broadcast', 'and', 'greater 60', '--snaplen', '20');
     for (const text of json.stdout.trimEnd().split('\n')) {
       const { port, direction, length, captured } = JSON.parse(text);
       assert.deepEqual(

@@ -120,7 +120,7 @@ describe('refused, with what was expected', () => {
   const wrong: [string[], RegExp, number?][] = [
     [['gen'], /--port: at least one port expected/],
     [['gen', ...A, '--mode', 'fast'], /Allowed choices are txonly, rxonly, io/],
-    [['gen', ...A, '--rate', '1000'], /Expected a rate such as 1mpps.*found "1000"/],
+    [['gen', ...A, '--rate', '1000'], /Expected a rate such as 1Mpps.*found "1000"/],
     [['gen', ...A, '--size', '64,x'], /Expected frame sizes such as/],
     [['gen', ...A, '--seconds', '0'], /Expected a time up to/],
     [['gen', ...A, '--src-ip', '10.0.0.1', '--dst-ip', 'fd00::1'], /addresses of one version of IP/],

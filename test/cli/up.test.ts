@@ -82,7 +82,7 @@ test('up says in one line what listens where, runs every command, and leaves not
     assert.equal(ports[0][counter], 0, counter);
   }
   const [header, first, second] = (await up.run('ports')).split('\n') as [string, string, string];
-  assert.match(header, /^PORT +STATE +RX PACKETS .* TARGET$/);
+  assert.match(header, /^PORT +TYPE +STATE +RX PACKETS .* TARGET$/);
   assert.equal(first.indexOf(a), header.indexOf('TARGET'));
   assert.equal(second.indexOf(b), header.indexOf('TARGET'));
 
@@ -95,8 +95,22 @@ test('up says in one line what listens where, runs every command, and leaves not
   assert.match(shown, /\nFeatures\n +NAME +OFFERED +ACKNOWLEDGED +MISSING BECAUSE\n/);
   assert.match(shown, /\n +VIRTIO_F_VERSION_1 +yes +no/);
 
+  assert.equal(await up.run('port'), await up.run('ports'));
+  assert.equal(await up.run('port', 'list'), await up.run('ports'));
+
   assert.deepEqual(await up.json('fdb'), []);
+  assert.deepEqual(await up.json('fdb', 'list'), []);
   assert.equal(await up.run('fdb'), 'ADDRESS  BRIDGE  VLAN  PORT  AGE\n');
+  assert.equal(
+    await up.run('fdb', 'add', '52:54:00:00:00:01', 'vm1', '--vlan', '7'),
+    '52:54:00:00:00:01 entered for port vm1\n',
+  );
+  const addresses = async (...words: string[]) => (await up.json('fdb', ...words)).length;
+  assert.equal(await addresses('--port', 'vm1'), 1);
+  assert.equal(await addresses('--port', 'vm2'), 0);
+  assert.equal(await addresses('--vlan', '7', '--bridge', 'default'), 1);
+  assert.equal(await addresses('list', '--vlan', '8'), 0);
+  assert.equal(await up.run('fdb', 'flush', '--static'), '1 address forgotten\n');
   assert.deepEqual(await up.json('fdb', 'flush'), { flushed: 0 });
   assert.equal(await up.run('fdb', 'flush', '--port', 'vm1'), '0 addresses forgotten\n');
 
@@ -105,6 +119,8 @@ test('up says in one line what listens where, runs every command, and leaves not
   assert.equal(await up.run('port', 'set', 'vm3', 'isolated=true'), 'port vm3 set: isolated=true\n');
   assert.match(await up.run('port', 'show', 'vm3'), /\nrules +isolated=true\n/);
   assert.deepEqual((await up.json('port', 'set', 'vm3', 'isolated=')).rules, {});
+  assert.equal(await up.run('bridge', 'set', 'default', 'ageing=60'), 'bridge default set\n');
+  assert.match(await up.run('bridge', 'list'), /^BRIDGE .*\ndefault +60 s /);
   assert.equal(await up.run('port', 'del', 'vm3'), 'port vm3 removed\n');
   assert.equal(existsSync(c), false);
   const added = await up.json('port', 'add', `vm3=vhost-user:${relative(process.cwd(), c)}`);
@@ -143,12 +159,18 @@ test('what the switch refuses ends a command with code 1 and its reason', async 
     [['port', 'show', 'vm9'], /^vireo: no port .*vm9/],
     [['port', 'show', '../status'], /^vireo: no port /],
     [['qemu', 'vm9'], /^vireo: no port .*vm9/],
+    [['fdb', '--port', 'vm9'], /^vireo: no port .*vm9/],
     [['fdb', 'flush', '--port', 'vm9'], /^vireo: no port .*vm9/],
   ];
   const wrong: [args: string[], stderr: RegExp][] = [
     [['port', 'set', 'vm1', 'isolated=often'], /^vireo: isolated: expected true or false, found "often"/],
     [['port', 'set', 'vm1', 'queues=2'], /^vireo: queues: expected a field that can be set/],
     [['port', 'set', 'vm1', 'isolated'], /^vireo: expected key=value, .* found "isolated"/],
+    [
+      ['port', 'set', 'vm1', 'isolated=true', 'isolated=false'],
+      /^vireo: expected isolated once, found it again as "isolated=false"/,
+    ],
+    [['bridge', 'set', 'default', 'ageing'], /^vireo: expected key=value, .* found "ageing"/],
   ];
   for (const [args, stderr] of wrong) {
     const result = await vireo([...args, '--control', join(dir, 'control.sock')]);
@@ -289,6 +311,24 @@ test('sockets in use are refused, those of a killed switch are replaced', async 
   assert.deepEqual(readdirSync(dir), []);
 });
 
+test('a signal that comes twice at once, as from npx and timeout, is one; a later one ends the program', async () => {
+  const program = `
+    import { setTimeout as sleep } from 'node:timers/promises';
+    import { firstSignal } from ${JSON.stringify(new URL('../../src/cli/signal.js', import.meta.url).href)};
+    setInterval(() => {}, 1000);
+    const stopped = firstSignal();
+    process.kill(process.pid, 'SIGTERM');
+    await stopped;
+    process.kill(process.pid, 'SIGTERM');
+    await sleep(20);
+    console.log('still there');
+    await sleep(1000);
+    process.kill(process.pid, 'SIGTERM');`;
+  const child = new Child(process.execPath, ['--input-type=module', '-e', program]);
+  assert.equal(await child.exited, null);
+  assert.equal(child.output, 'still there\n');
+});
+
 test('a signal before the switch is ready ends it cleanly too', async () => {
   const dir = place();
   const control = join(dir, 'control.sock');
@@ -363,7 +403,10 @@ test('a wrong command line has code 2, a wrong file code 1, each fault named', a
     [['up', '--poll', 'fast'], 2, /Allowed choices are adaptive, busy/],
     [['up', '--name', '../x'], 2, /^vireo: name: expected a switch's name/],
     [['port', 'add', 'vm1'], 2, /^vireo: port 'vm1': expected NAME=TYPE:TARGET/],
-    [['port', 'add'], 2, /^vireo: missing required argument 'spec'/],
+    [['port', 'add'], 2, /^vireo: missing required argument 'spec'\n\(vireo port add --help tells more\)/],
+    [['port', 'lst'], 2, /^vireo: unknown command 'port lst'; there are: list, add, set, del, show$/m],
+    [['fdb', 'show'], 2, /^vireo: unknown command 'fdb show'; there are: list, add, del, flush$/m],
+    [['capture', 'any', 'arp', '--filter', 'ip'], 2, /^vireo: give the filter .*, not both/],
     [['qemu', 'vm1', '--memory', 'much'], 2, /Expected a size such as 512M or 2G/],
     [['qemu', 'vm1', '--mac', '01:00:00:00:00:01'], 2, /It is a multicast address/],
     [['qemu', 'vm1', '--libvirt', '--cloud-hypervisor'], 2, /not both/],
@@ -413,7 +456,7 @@ test('help and version are no errors, and every help has examples', async () => 
     ['port', 'set'],
     ['port', 'show'],
   ];
-  for (const command of [...commands, ['fdb'], ['fdb', 'flush'], ['qemu']]) {
+  for (const command of [...commands, ['fdb'], ['fdb', 'list'], ['fdb', 'flush'], ['qemu']]) {
     const help = await vireo([...command, '--help']);
     assert.equal(help.code, 0);
     assert.match(help.stdout, /\nExamples:\n {2}\$ .*vireo /);
