@@ -8,6 +8,7 @@ import { copy64 } from './copy';
 import { leftUndone, undone, writeFrame } from './frames';
 import { Fifo } from './layout';
 import { frameAt, HASH, listSlot, Packet, packetAt, worker } from './scratch';
+import { forgetNotes } from './vlan';
 
 /** Before a frame: u64 its time, u32 its length (0: the next one is at the begin), u32 what is undone, its header. */
 const FRAME: u32 = 32;
@@ -80,4 +81,5 @@ export function pop(fifo: Fifo, index: u32): void {
 export function beginPopped(): void {
   worker().skip = 0;
   leftUndone(loaded);
+  forgetNotes();
 }

@@ -2,7 +2,7 @@
  * Which flow a frame belongs to: a hash of what all frames of a connection have in common, the same for both of
  * its directions, taken from the snapshot alone. Frames are spread over the queues of a guest by it.
  *
- * IPv4 and IPv6, behind one VLAN tag at most: addresses, protocol, and the ports of what has them. Fragments go by
+ * IPv4 and IPv6, behind whatever VLAN tags: addresses, protocol, and the ports of what has them. Fragments go by
  * their addresses, since only the first one has ports. Everything else goes by its MAC addresses and type.
  */
 import { MAC_MASK } from './fdb';
@@ -53,7 +53,7 @@ export function flowHash(frame: usize, length: u32): u32 {
   const end = frame + min(length, SNAPSHOT);
   let type = be16(frame + 12);
   let at = frame + 14;
-  if ((type == VLAN || type == SERVICE_VLAN) && at + 4 <= end) {
+  while ((type == VLAN || type == SERVICE_VLAN) && at + 4 <= end) {
     type = be16(at + 2);
     at += 4;
   }

@@ -89,7 +89,7 @@ export class Packet {
 export class Note {
   /** Its filtering identifier: bridge and VLAN. */
   fid: u32;
-  /** What a tag of it holds: priority, and VLAN. */
+  /** What a tag of it holds: priority, and VLAN; above that whether it came with one. */
   tci: u32;
   /** Type of the tag that the snapshot has now, as it is loaded little-endian; 0: none. */
   form: u32;

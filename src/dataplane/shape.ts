@@ -37,7 +37,7 @@ export function shape(port: u32, rules: Rules, count: u32): u32 {
       store<u32>(listSlot(passed++), which);
       continue;
     }
-    const fifo = fifoOf(shaper, rankOf(priorityOf(frameAt(which), packet.length)));
+    const fifo = fifoOf(shaper, rankOf(priorityOf(which)));
     if (push(fifo, packet, frameAt(which), packet.offload, 0) == 0) {
       withhold(rules, which, RULE_QUEUE_OUT);
     } else {

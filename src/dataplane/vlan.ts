@@ -28,6 +28,9 @@ const DOT1Q: u32 = 0x0081;
 /** csum_start is a field of 16 bits. */
 const LAST_START: u32 = 0xffff - TAG;
 const NEEDS_CSUM: u8 = 1;
+/** In Note.tci, above what a tag holds: the frame came with a tag. */
+const CAME_TAGGED: u32 = 1 << 16;
+export const NO_PRIORITY: u32 = 8;
 
 /** The burst in work has notes. Frames that came before its port had this stage go on as they are. */
 let noted = false;
@@ -60,6 +63,18 @@ export function vlanOf(rules: Rules, which: u32): u32 {
   return vid != 0 ? vid : pvid;
 }
 
+/** The priority in the tag that a frame of the burst came with, whatever form it has by now; NO_PRIORITY: ask the frame. */
+export function tagPriority(which: u32): u32 {
+  if (!noted) return NO_PRIORITY;
+  const tci = noteAt(which).tci;
+  return tci & CAME_TAGGED ? (tci >> 13) & 7 : NO_PRIORITY;
+}
+
+/** Bytes of a tag that a frame has now and didn't come with. */
+export function addedTag(which: u32): u32 {
+  return noted && noteAt(which).form != 0 && !(noteAt(which).tci & CAME_TAGGED) ? TAG : 0;
+}
+
 /** Finds the VLANs of the first `count` frames of the burst, which came from a port on `bridge`. */
 export function classify(rules: Rules, bridge: u32, count: u32): void {
   const vlans = changetype<Vlans>(rules.vlans);
@@ -76,7 +91,7 @@ export function classify(rules: Rules, bridge: u32, count: u32): void {
     note.form = 0;
     if (<u32>load<u16>(frame, PLACE) == type) {
       note.form = type;
-      note.tci = <u32>bswap(load<u16>(frame, PLACE + 2));
+      note.tci = <u32>bswap(load<u16>(frame, PLACE + 2)) | CAME_TAGGED;
       const tagged = note.tci & VID;
       if (packet.length < SHORTEST_TAGGED || (tagged != 0 && !vlans.tagged)) vid = VID;
       else if (tagged != 0) vid = tagged;
@@ -151,7 +166,7 @@ export function lend(rules: Rules, which: u32, fid: u32): void {
   const tagged = <u32>load<u16>(frame, PLACE) == type && packetAt(which).length >= SHORTEST_TAGGED;
   note.ownTag = tagged ? load<u32>(frame, PLACE) : 0;
   note.form = tagged ? type : 0;
-  note.tci = (<u32>bswap(<u16>(note.ownTag >> 16)) & ~VID) | (fid & VID);
+  note.tci = (<u32>bswap(<u16>(note.ownTag >> 16)) & ~VID) | (fid & VID) | (tagged ? CAME_TAGGED : 0);
   note.fid = fid;
 }
 

@@ -3,45 +3,13 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { BlockReader, type Captured, packetBlock, type Said } from '../../src/capture/pcapng.ts';
 import { summary } from '../../src/capture/summary.ts';
-import type { CaptureOptions, CaptureStream, Switch } from '../../src/index.ts';
+import type { CaptureOptions, CaptureStream } from '../../src/index.ts';
 import { lab } from '../rules/lab.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { faults, frameOf, layout, type Segment } from '../support/ip.ts';
 import { Random } from '../support/random.ts';
+import { during, type Taken, take } from '../support/taken.ts';
 import { until } from '../support/until.ts';
-
-interface Taken {
-  names: string[];
-  packets: (Captured & { port: string })[];
-  lost: bigint;
-}
-
-/** Reads a capture to its end. */
-async function read(capture: CaptureStream): Promise<Taken> {
-  const reader = new BlockReader();
-  const taken: Taken = { names: [], packets: [], lost: 0n };
-  for await (const chunk of capture.stream())
-    for (const said of reader.read(chunk)) {
-      if (said.kind === 'interface') taken.names.push(said.name);
-      else if (said.kind === 'statistics') taken.lost += said.lost;
-      else
-        taken.packets.push({
-          ...said.packet,
-          bytes: Buffer.from(said.packet.bytes),
-          port: taken.names[said.packet.interface]!,
-        });
-    }
-  return taken;
-}
-
-/** What is captured while `act` goes on. */
-async function during(vswitch: Switch, options: CaptureOptions, act: () => Promise<unknown>): Promise<Taken> {
-  const capture = await vswitch.capture(options);
-  const taken = read(capture);
-  await act();
-  capture.stop();
-  return taken;
-}
 
 const told = ({ packets }: Taken) =>
   packets.map(({ port, way, bytes, comment }) => [port, way, Buffer.from(bytes).toString('hex'), comment]);
@@ -183,7 +151,7 @@ test('a slow reader loses frames of the capture, counted, and nobody else loses 
   assert.ok(capture.lost > 0n);
   const lost = capture.lost;
   capture.stop();
-  const taken = await read(capture);
+  const taken = await take(capture.stream());
   assert.equal(taken.lost, lost);
   assert.equal(taken.packets.length + Number(lost), 200);
   assert.ok(taken.packets.every((packet) => Buffer.from(packet.bytes).equals(bytes)));
@@ -193,7 +161,7 @@ test('ports come and go under a capture of any; one of a port that goes ends', a
   const { vswitch, exchange } = await lab(t, { a: {}, b: {} });
   const any = await vswitch.capture({ port: 'any' });
   const one = await vswitch.capture({ port: 'b' });
-  const [all, single] = [read(any), read(one)];
+  const [all, single] = [take(any.stream()), take(one.stream())];
   await vswitch.addPort({ name: 'n', type: 'null', target: '' });
   await until(() => vswitch.port('n').queues.every(({ enabled }) => enabled), 'the port takes frames');
   await exchange('a', frame(BROADCAST, mac(1)));
@@ -228,7 +196,7 @@ test('captures are bounded, and give everything back', async (t) => {
     await refused({ port: 'a' }, /8 captures run, which is the limit/);
     await exchange('a', frame(BROADCAST, mac(1)));
     // Some that were never read, some in the midst of it.
-    const reads = captures.filter((_, i) => i % 3 === 0).map(read);
+    const reads = captures.filter((_, i) => i % 3 === 0).map((capture) => take(capture.stream()));
     await Promise.all(captures.map((capture) => capture.close()));
     await Promise.all(reads);
   }

@@ -45,6 +45,8 @@ describe('the flow of a frame', () => {
     ['UDP behind headers of IPv6', { ...TCP6, protocol: 17, headers: [0, 60, 43, 51] }],
     ['a VLAN', { ...TCP4, vlan: 7 }],
     ['IPv6 in a VLAN', { ...TCP6, vlan: 4095 }],
+    ['a VLAN of a customer in one of a provider', { ...TCP4, vlan: 7, outer: 100 }],
+    ['IPv6 in both', { ...TCP6, vlan: 7, outer: 100 }],
   ];
   for (const [name, flow] of kinds) {
     test(`${name}: by addresses and ports, the same both ways, whatever else the frame says`, () => {

@@ -8,6 +8,7 @@ import { checkPortSpec } from '../../src/switch/spec.ts';
 import type { PortSpec } from '../../src/switch/types.ts';
 import type { VirtioUser } from '../../src/virtio-user/device.ts';
 import { frame, mac } from '../support/ethernet.ts';
+import { happens, splitMix } from '../support/split-mix.ts';
 import { until } from '../support/until.ts';
 import { lab } from './lab.ts';
 
@@ -64,21 +65,6 @@ async function pair(t: TestContext, ports: { a?: Partial<PortSpec>; b?: Partial<
   return { vswitch, guests, a, b, got, times, sendAll, collect, look, drops };
 }
 
-/** The generator of line.ts, from another hand: SplitMix64. */
-function splitMix(seed: bigint): () => bigint {
-  const wrap = (value: bigint) => BigInt.asUintN(64, value);
-  let state = seed;
-  return () => {
-    state = wrap(state + 0x9e3779b97f4a7c15n);
-    let z = state;
-    z = wrap((z ^ (z >> 30n)) * 0xbf58476d1ce4e5b9n);
-    z = wrap((z ^ (z >> 27n)) * 0x94d049bb133111ebn);
-    return z ^ (z >> 31n);
-  };
-}
-
-const happens = (draw: () => bigint, share: number) => Number(draw() >> 32n) < Math.round(share * 2 ** 32);
-
 test('a port gets no more than its rate, in order, without loss while its queue has room', async (t) => {
   // 100 frames of 1000 bytes at 4 Mbit/s are 200 ms; the first 16 KiB go at once.
   const { times, sendAll, collect, drops } = await pair(t, { b: { rateOut: '4Mbit', burstOut: 5000 } });
@@ -124,6 +110,96 @@ test('higher priorities go first: of a tag, else of the DSCP', async (t) => {
   await sendAll([first, ...inOrder.toReversed().flat()]);
   await vswitch.setPort('b', { rateOut: '10Gbit' });
   same(await collect(1 + inOrder.flat().length), [first, ...inOrder.flat()]);
+});
+
+test('the priority is the one that a frame came with, whatever tag it loses or gets on its way', async (t) => {
+  const tag = (bytes: Buffer, tci: number, type = 0x8100) =>
+    Buffer.concat([
+      bytes.subarray(0, 12),
+      Buffer.from([type >> 8, type & 255, tci >> 8, tci & 255]),
+      bytes.subarray(12),
+    ]);
+  const inVlan = (priority: number, vlan: number, bytes: Buffer) => tag(bytes, (priority << 13) | vlan);
+  const slow = { rateOut: '1kbit', burstOut: 100 };
+  const [urgent, idle] = [46, 8];
+  const cases: {
+    what: string;
+    a: Partial<PortSpec>;
+    b: Partial<PortSpec>;
+    /** From the lowest to the highest: what is sent, and what arrives. */
+    frames: [Buffer, Buffer][];
+    /** Only copies go from a to b. */
+    copies?: string;
+  }[] = [
+    {
+      what: 'from a trunk to an access port, against what the DSCP says',
+      a: { trunk: '10' },
+      b: { vlan: 10 },
+      frames: [1, 0, 2, 5, 7].map((priority, i) => {
+        const inner = withDscp(4, priority < 2 ? urgent : idle, i);
+        return [inVlan(priority, 10, inner), inner];
+      }),
+    },
+    {
+      what: 'of a tag that has a priority alone',
+      a: { vlan: 10 },
+      b: { vlan: 10 },
+      frames: [1, 0, 3, 6].map((priority, i) => [inVlan(priority, 0, toB(i, 1000)), toB(i, 1000)]),
+    },
+    {
+      what: 'from an access port to a trunk: the DSCP behind the new tag',
+      a: { vlan: 10 },
+      b: { trunk: '10' },
+      frames: [idle, 0, 26, urgent].map((dscp, i) => {
+        const inner = withDscp(i % 2 ? 4 : 6, dscp, i);
+        return [inner, inVlan(0, 10, inner)];
+      }),
+    },
+    {
+      what: "of a customer's tag, with and without the provider's",
+      a: { qinq: 10 },
+      b: { trunk: '10', tags: '802.1ad' },
+      frames: [1, 0, 4, 7].map((priority, i) => {
+        const inner = inVlan(priority, 20, toB(i, 1000));
+        return [inner, tag(inner, 10, 0x88a8)];
+      }),
+    },
+    {
+      what: "of a mirror's copies, the DSCP behind the tag of its VLAN",
+      a: { vlan: 10 },
+      b: { trunk: '99' },
+      copies: 'vlan:99',
+      frames: [idle, 0, 26, urgent].map((dscp, i) => {
+        const inner = withDscp(4, dscp, i);
+        return [inner, inVlan(0, 99, inner)];
+      }),
+    },
+    {
+      what: "of a mirror's copies, the tag that its VLAN takes the place of",
+      a: { trunk: '10' },
+      b: { trunk: '99' },
+      copies: 'vlan:99',
+      frames: [1, 0, 3, 6].map((priority, i) => {
+        const inner = withDscp(4, idle, i);
+        return [inVlan(priority, 10, inner), inVlan(priority, 99, inner)];
+      }),
+    },
+  ];
+  for (const { what, a, b, frames, copies } of cases) {
+    await t.test(what, async (t) => {
+      const { vswitch, sendAll, collect } = await pair(t, { a, b: { ...b, ...slow } });
+      if (copies) await vswitch.addMirror({ name: 'm', from: 'a', direction: 'in', to: copies });
+      const [first, ...rest] = frames;
+      await sendAll([first![0], ...frames.map(([sent]) => sent)]);
+      await vswitch.setPort('b', { rateOut: '10Gbit' });
+      // One passes before any waits.
+      const inOrder = [first!, ...rest.toReversed(), first!];
+      same(
+        await collect(inOrder.length),
+        inOrder.map(([, there]) => there),
+      );
+    });
+  }
 });
 
 test('others lose nothing while a port waits, nor when it goes, and its guest may stop', async (t) => {

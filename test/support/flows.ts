@@ -5,6 +5,8 @@ export interface Flow {
   to?: Buffer;
   from?: Buffer;
   vlan?: number;
+  /** A tag of a provider (0x88a8) before that. */
+  outer?: number;
   /** Addresses of IPv4, or of IPv6 as `fd00::1`. */
   source: string;
   destination: string;
@@ -30,6 +32,7 @@ export function flowFrame(flow: Flow): Buffer {
   const headers = Buffer.concat([
     flow.to ?? mac(2),
     flow.from ?? mac(1),
+    ...(flow.outer === undefined ? [] : [be16(0x88a8, flow.outer)]),
     ...(flow.vlan === undefined ? [] : [be16(0x8100, flow.vlan)]),
     be16(type),
     v6 ? ipv6(flow) : ipv4(flow),
