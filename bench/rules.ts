@@ -1,6 +1,7 @@
 /**
  * Rules: what each costs a packet when it is on, how near shaping comes to the rate asked, and link impairment to the
- * delay. The guests of rates are DPDK's testpmd, which counts what it receives; those of the delay our own driver.
+ * delay. The guests of rates are DPDK's testpmd, which counts what it receives, those of the delay our own driver; and
+ * Linux guests are those of both (rules-guests.ts).
  */
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,6 +14,7 @@ import { until } from '../test/peers/process.ts';
 import { Vireo } from '../test/peers/vireo.ts';
 import { BURSTS, GUEST_CPU, RING, SWITCH_CPU } from './load.ts';
 import { machine, percentile, type Spread, showSpread, spread, table, writeSection } from './report.ts';
+import { type GuestResult, linuxGuests, PINGS, SECONDS as SHAPED_SECONDS } from './rules-guests.ts';
 
 /** Rules of both ports that let everything through; each is taken away again. */
 const RULES: Record<string, PortChange> = {
@@ -30,9 +32,8 @@ const POLLS = ['adaptive', 'busy'] as const;
 /** Bytes of the frames whose cost is taken, and of those that are shaped. */
 const SMALL = 64;
 const LARGE = 1500;
-/** Seconds of a window in which the cost is taken, and of a shaped run. */
+/** Seconds of a window in which the cost is taken. */
 const WINDOW = 0.4;
-const SHAPED_SECONDS = 10;
 const ROUNDS = 300;
 /** Milliseconds that anything may take. */
 const LIMIT = 5000;
@@ -47,11 +48,13 @@ export interface Result {
   shaped: Record<string, number>;
   /** Microseconds that frames arrived after their delay. */
   late: { poll: string; delay: string; p50: number; p99: number; early: number }[];
+  linux: GuestResult;
 }
 
 export async function rules(turns: number, say: (line: string) => void): Promise<Result> {
-  const missing = skipWithout('dpdk');
+  const missing = skipWithout('dpdk', 'qemu', 'guestKernel');
   if (missing !== false) throw new Error(missing);
+  const linux = await linuxGuests(say);
   setAffinity([GUEST_CPU]);
   const late: Result['late'] = [];
   for (const poll of POLLS) for (const delay of DELAYS) late.push(await delayed(poll, delay));
@@ -92,6 +95,7 @@ export async function rules(turns: number, say: (line: string) => void): Promise
     cost: Object.fromEntries(Object.entries(costs).map(([name, values]) => [name, spread(values)])),
     shaped,
     late,
+    linux,
   };
 }
 
@@ -154,7 +158,7 @@ async function delayed(poll: 'adaptive' | 'busy', delay: string): Promise<Result
   return { poll, delay, p50: percentile(times, 50), p99: percentile(times, 99), early };
 }
 
-export function renderRules({ cost, shaped, late, turns }: Result): string {
+export function renderRules({ cost, shaped, late, turns, linux }: Result): string {
   const least = cost['no rules']!.median;
   return [
     `Nanoseconds a packet of ${SMALL} B, both directions summed, with a rule on both ports that lets everything through: median (least to most) of ${turns} turns.`,
@@ -181,7 +185,28 @@ export function renderRules({ cost, shaped, late, turns }: Result): string {
         String(early),
       ]),
     ),
+    ...renderLinux(linux),
   ].join('\n\n');
+}
+
+function renderLinux({ delays, rates }: GuestResult): string[] {
+  return [
+    `The same with two Linux guests in QEMU, of which one pings the other ${PINGS} times, by the nanoseconds of a capture on both ports, in microseconds; and the median of the guest's round trips in milliseconds, without the delay and with it:`,
+    table(
+      ['', 'p50', 'p99', 'early', 'round trip', 'behind the delay'],
+      delays.map(({ delay, p50, p99, early, without, with: behind }) => [
+        `${delay}, adaptive polling`,
+        ...[p50, p99].map((time) => time.toFixed(1)),
+        String(early),
+        ...[without, behind].map((time) => time.toFixed(2)),
+      ]),
+    ),
+    `What such a guest received of a rate over ${SHAPED_SECONDS} s, by its kernel's counter:`,
+    table(
+      ['rate', 'received'],
+      rates.map(({ what, share }) => [what, `${(100 * share).toFixed(2)} %`]),
+    ),
+  ];
 }
 
 export function documentRules(result: Result): void {
