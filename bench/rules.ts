@@ -191,7 +191,7 @@ export function renderRules({ cost, shaped, late, turns, linux }: Result): strin
 
 function renderLinux({ delays, rates }: GuestResult): string[] {
   return [
-    `The same with two Linux guests in QEMU, of which one pings the other ${PINGS} times, by the nanoseconds of a capture on both ports, in microseconds; and the median of the guest's round trips in milliseconds, without the delay and with it:`,
+    `The same with two Linux guests in QEMU, of which one pings the other ${PINGS} times, from the moment when the switch takes a frame to the one when it hands it over, by the nanoseconds of a capture on both ports, in microseconds; and the median of the guest's round trips in milliseconds, without the delay and with it:`,
     table(
       ['', 'p50', 'p99', 'early', 'round trip', 'behind the delay'],
       delays.map(({ delay, p50, p99, early, without, with: behind }) => [

@@ -151,7 +151,7 @@ describe('Linux guests behind bad cables, rates and storm control', {
 
   /**
    * Has a guest ping so often, `every` so many seconds: numbers and round trips in milliseconds as they came back.
-   * Where everything takes long it doesn't wait for the last ones.
+   * It has room for a few answers at a time and doesn't wait for all: on a busy machine it misses some.
    */
   async function ping(from: LinuxGuest, address: string, count: number, every: number, bytes = 56) {
     const { output } = await from.run(`ping -c ${count} -i ${every} -s ${bytes} ${address}`, 300_000);
@@ -190,8 +190,7 @@ describe('Linux guests behind bad cables, rates and storm control', {
       assert.ok(under >= 30n * MILLISECOND, `${i}: ${under} ns`);
     }
     assert.equal(await counted('Icmp InEchoReps'), count);
-    assert.deepEqual(answers.numbers, firstOf(answers.numbers.length));
-    assert.ok(answers.times.length > 0);
+    assert.ok(answers.times.length > 0 && inOrder(answers.numbers, all, equal));
     for (const time of answers.times) assert.ok(time >= 40, `${time} ms`);
   });
 
@@ -243,7 +242,7 @@ describe('Linux guests behind bad cables, rates and storm control', {
     assert.equal(await atB('Icmp InEchos'), arriving);
     assert.equal(await atA('Icmp InEchoReps'), arriving);
     // The way back is a good one: the guest sees what became of its requests.
-    assert.deepEqual(answers, went.slice(0, answers.length));
+    assert.ok(answers.length > 0 && inOrder(answers, went, equal));
   });
 
   test('a guest throws away what is damaged, each frame by the checksum that finds it', async (t) => {
