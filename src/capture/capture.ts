@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type Arena, clock, fields, type Range, Struct, type Structures } from '../arena/index.ts';
 import { REASONS } from '../rules/reasons.ts';
 import type { CaptureOptions, CaptureStream } from '../switch/types.ts';
-import { DROP_REASONS } from '../vhost/net-device.ts';
+import { DROP_REASONS } from '../vhost/drop-reasons.ts';
 import { compileFilter } from './filter-code.ts';
 import { type Captured, interfaceBlock, packetBlock, sectionBlock, statisticsBlock } from './pcapng.ts';
 

@@ -4,7 +4,8 @@
  */
 import type { Arena, Range, Structures, TransferStruct } from '../arena/index.ts';
 import { duplicateFd, type Poller } from '../sys/index.ts';
-import { NetDevice, type NetDeviceEvents } from '../vhost/net-device.ts';
+import { NetDevice } from '../vhost/net-device.ts';
+import type { NetDeviceEvents } from '../vhost/net-state.ts';
 import { features as F } from '../virtio/features.ts';
 import { FROM_US, Rings, TO_US } from '../virtio-user/rings.ts';
 import type { Workers } from '../workers/workers.ts';

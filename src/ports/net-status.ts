@@ -1,7 +1,8 @@
 /** What ports with a network device of ours tell of it: counters, rings, features, memory. */
 import type { Arena, VringStruct } from '../arena/index.ts';
 import type { Counters, PortDetail, QueueStatus, SizeCounts } from '../switch/types.ts';
-import { DROP_REASONS, type NetDevice } from '../vhost/net-device.ts';
+import { DROP_REASONS } from '../vhost/drop-reasons.ts';
+import type { NetDevice } from '../vhost/net-device.ts';
 import { featureNames, features } from '../virtio/features.ts';
 import { missingFeatures } from './features.ts';
 

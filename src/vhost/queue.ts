@@ -1,4 +1,4 @@
-/** One queue of a network device, control plane's side: what net-device.ts knows of it. */
+/** One queue of a network device, control plane's side: what net-device.ts and its parts know of it. */
 import type { Range, VringStruct } from '../arena/index.ts';
 import { closeFd } from '../sys/index.ts';
 import type { VringSetup } from './device.ts';
