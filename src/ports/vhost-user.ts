@@ -99,6 +99,7 @@ export class VhostUserPort implements Port {
           onQueueBroken: (queue, reason) => {
             this.#lastError = `queue ${queue}: ${reason}`;
             context.events.queueBroken(queue, reason);
+            this.#session?.queueBroken();
           },
           onMemoryLost: (reason) => {
             this.#fail(reason);

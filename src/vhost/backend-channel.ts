@@ -30,6 +30,8 @@ export interface BackendChannelOptions {
   poller: Poller;
   /** VHOST_USER_PROTOCOL_F_REPLY_ACK was negotiated: a request may ask for an answer. */
   acknowledges: boolean;
+  /** VHOST_USER_PROTOCOL_F_CONFIG was negotiated: the front-end knows of a configuration space. */
+  hasConfig: boolean;
   /** Once, when it has ended: why, in one sentence; undefined where the front-end closed it or `close` was called. */
   onClose?(reason: string | undefined): void;
 }
@@ -71,9 +73,9 @@ export class BackendChannel {
     return this.#connection.open;
   }
 
-  /** The configuration space has changed. Resolves with whether the front-end took it, as far as it says so. */
-  configChanged(): Promise<boolean> {
-    return this.#ask(backendRequests.CONFIG_CHANGE_MSG, NOTHING);
+  /** The configuration space or the status has changed. Resolves with whether the front-end took it, as far as it says. */
+  async configChanged(): Promise<boolean> {
+    return this.#options.hasConfig && this.#ask(backendRequests.CONFIG_CHANGE_MSG, NOTHING);
   }
 
   /** There is something in the used ring of this queue: in place of its call eventfd (in-band notifications). */

@@ -19,17 +19,21 @@
  * what is set again to the value that it has, on a running ring, is no error (QEMU with several queue pairs).
  */
 import { closeFd, fileInfo, type Poller } from '../sys/index.ts';
-import {
-  featureNames,
-  features,
-  vhostProtocolFeatureNames,
-  vhostProtocolFeatures,
-} from '../virtio/features.ts';
-import { statusNames } from '../virtio/status.ts';
+import { features, vhostProtocolFeatures } from '../virtio/features.ts';
+import { deviceStatus, statusNames } from '../virtio/status.ts';
 import { BackendChannel } from './backend-channel.ts';
 import { Connection } from './connection.ts';
 import type { VhostUserDevice } from './device.ts';
-import { getConfig, resetDevice, sendRarp, setConfig, setMtu, setStatus } from './device-messages.ts';
+import {
+  getConfig,
+  getStatus,
+  resetDevice,
+  sendRarp,
+  setConfig,
+  setMtu,
+  setStatus,
+} from './device-messages.ts';
+import { setFeatures, setProtocolFeatures } from './feature-messages.ts';
 import {
   addRegion,
   getInflight,
@@ -58,7 +62,6 @@ import {
 } from './messages.ts';
 import {
   closeNotifiers,
-  enableAll,
   getBase,
   kick,
   resetOwner,
@@ -73,7 +76,6 @@ import { type Answer, named, type QueueState, type Session } from './session.ts'
 import {
   advisePostcopy,
   answersWithRegions,
-  checkPostcopy,
   checkState,
   endPostcopy,
   listenPostcopy,
@@ -158,6 +160,7 @@ export class BackendSession {
       patience: options.messageTimeout ?? PATIENCE,
       vrings: [],
       features: undefined,
+      settled: false,
       protocolFeatures: 0n,
       status: 0,
       state: undefined,
@@ -226,11 +229,19 @@ export class BackendSession {
     return this.closed;
   }
 
+  /**
+   * A queue broke: a driver that has its device live is told to look at it again (virtio 1.3, 2.1.2), and finds
+   * DEVICE_NEEDS_RESET.
+   */
+  queueBroken(): void {
+    if (this.#s.status & deviceStatus.DRIVER_OK) void this.#s.channel?.configChanged();
+  }
+
   #implemented(): Map<number, Handler> {
     const s = this.#s;
     const handlers = new Map<number, Handler>([
       [requests.GET_FEATURES, () => encodeU64(s.device.features)],
-      [requests.SET_FEATURES, (m) => this.#setFeatures(decodeU64(m.payload))],
+      [requests.SET_FEATURES, (m) => setFeatures(s, decodeU64(m.payload))],
       [requests.SET_OWNER, () => undefined],
       [requests.RESET_OWNER, () => resetOwner(s)],
       [requests.SET_MEM_TABLE, (m) => setMemoryTable(s, m)],
@@ -246,7 +257,7 @@ export class BackendSession {
     if (s.device.features & VHOST_USER_F_PROTOCOL_FEATURES) {
       const offered = s.device.protocolFeatures;
       handlers.set(requests.GET_PROTOCOL_FEATURES, () => encodeU64(offered));
-      handlers.set(requests.SET_PROTOCOL_FEATURES, (m) => this.#setProtocolFeatures(decodeU64(m.payload)));
+      handlers.set(requests.SET_PROTOCOL_FEATURES, (m) => setProtocolFeatures(s, decodeU64(m.payload)));
       handlers.set(requests.SET_VRING_ENABLE, (m) => setEnable(s, m));
       if (s.device.features & VIRTIO_F_ACCESS_PLATFORM)
         handlers.set(requests.IOTLB_MSG, (m) => setIotlb(s, m));
@@ -274,7 +285,7 @@ export class BackendSession {
       }
       if (offered & VHOST_USER_PROTOCOL_F_STATUS) {
         handlers.set(requests.SET_STATUS, (m) => setStatus(s, decodeU64(m.payload)));
-        handlers.set(requests.GET_STATUS, () => encodeU64(BigInt(s.status)));
+        handlers.set(requests.GET_STATUS, () => getStatus(s));
       }
       if (offered & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)
         handlers.set(requests.VRING_KICK, (m) => kick(s, m));
@@ -360,35 +371,6 @@ export class BackendSession {
     return undefined;
   }
 
-  async #setFeatures(bits: bigint): Promise<undefined> {
-    const extra = bits & ~this.#s.device.features;
-    if (extra !== 0n) throw new ProtocolError(`${featureNames(extra).join(', ')} not offered`);
-    if (this.#s.postcopy?.active) checkPostcopy(bits);
-    const before = this.#s.features;
-    if (before !== undefined && this.#s.vrings.some((vring) => vring.running)) {
-      // Live migration begins and ends this way, with the guest running.
-      const change = (before ^ bits) & ~VHOST_F_LOG_ALL;
-      if (change !== 0n)
-        throw new ProtocolError(`${featureNames(change).join(', ')} changed while a queue is running`);
-    }
-    if (bits !== before) await this.#s.device.setFeatures(bits);
-    this.#s.features = bits;
-    // "Ring states": without protocol features nobody could enable a ring.
-    if ((bits & VHOST_USER_F_PROTOCOL_FEATURES) === 0n) await enableAll(this.#s, true);
-    return this.#changed();
-  }
-
-  #setProtocolFeatures(bits: bigint): undefined {
-    const extra = bits & ~this.#s.device.protocolFeatures;
-    if (extra !== 0n) throw new ProtocolError(`${vhostProtocolFeatureNames(extra).join(', ')} not offered`);
-    const needs = VHOST_USER_PROTOCOL_F_BACKEND_REQ | VHOST_USER_PROTOCOL_F_REPLY_ACK;
-    // "In-band notifications": the connection is to end, there is no other way to say so.
-    if (bits & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS && (bits & needs) !== needs)
-      throw new Error('in-band notifications need BACKEND_REQ and REPLY_ACK');
-    this.#s.protocolFeatures = bits;
-    return this.#changed();
-  }
-
   /** The socket for requests of ours, in place of the one before. */
   #setChannel(message: Message): undefined {
     const fd = message.fds[0]!;
@@ -397,6 +379,7 @@ export class BackendSession {
       fd,
       poller: this.#options.poller,
       acknowledges: (this.#s.protocolFeatures & VHOST_USER_PROTOCOL_F_REPLY_ACK) !== 0n,
+      hasConfig: (this.#s.protocolFeatures & VHOST_USER_PROTOCOL_F_CONFIG) !== 0n,
       onClose: (reason) => {
         if (this.#s.channel === channel) this.#useChannel(undefined);
         if (reason !== undefined) this.#report(reason);

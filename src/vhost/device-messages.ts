@@ -2,7 +2,7 @@
 import { features } from '../virtio/features.ts';
 import { changedFields, MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { deviceStatus, foreignStatus, nextStatus } from '../virtio/status.ts';
-import { decodeConfig, decodeU64, encodeConfig, type Message, ProtocolError } from './messages.ts';
+import { decodeConfig, decodeU64, encodeConfig, encodeU64, type Message, ProtocolError } from './messages.ts';
 import { stopQueue } from './ring-messages.ts';
 import { named, type Session } from './session.ts';
 
@@ -54,18 +54,33 @@ export async function setStatus(s: Session, asked: bigint): Promise<undefined> {
     // 2.1.2: the device is reset. What belongs to the connection stays, a front-end doesn't say it again.
     for (const index of s.vrings.keys()) await stopQueue(s, index);
   }
-  s.status = nextStatus(s.status, bits, {
-    settled: s.features !== undefined,
-    legacy: ((s.features ?? 0n) & features.VIRTIO_F_VERSION_1) === 0n,
-    running: s.vrings.some((vring) => vring.running),
-  });
+  takeStatus(s, bits);
   if (bits & deviceStatus.FAILED) s.report("SET_STATUS: the guest's driver gave up on the device (FAILED)");
   return s.changed();
 }
 
+function takeStatus(s: Session, bits: number): void {
+  s.status = nextStatus(s.status, bits, {
+    settled: s.settled,
+    legacy: ((s.features ?? 0n) & features.VIRTIO_F_VERSION_1) === 0n,
+    running: s.vrings.some((vring) => vring.running),
+  });
+}
+
+/** The device doesn't agree to the driver's features: FEATURES_OK, if it was there, isn't true any more (2.2.2). */
+export function takeBackStatus(s: Session): void {
+  takeStatus(s, s.status);
+}
+
+/** What was taken of the driver's, and whether a reset is needed (2.1.2). */
+export function getStatus(s: Session): Uint8Array {
+  return encodeU64(BigInt(s.status | (s.device.needsReset ? deviceStatus.DEVICE_NEEDS_RESET : 0)));
+}
+
 /**
  * All as at the start of the session but for what the front-end doesn't say again: its memory (QEMU only sends
- * what has changed of it), the protocol features and the eventfds.
+ * what has changed of it), the protocol features and the eventfds. Notes of buffers in work are of rings that won't
+ * be any more: whoever wants to have notes taken gets new ones (QEMU does).
  */
 export async function resetDevice(s: Session): Promise<undefined> {
   for (const [index, vring] of s.vrings.entries()) {
@@ -73,7 +88,9 @@ export async function resetDevice(s: Session): Promise<undefined> {
     Object.assign(vring, { size: 0, base: 0, enabled: false, address: undefined });
   }
   s.features = undefined;
+  s.settled = false;
   await s.device.setFeatures(0n);
+  s.device.setInflight(null);
   s.status = 0;
   return s.changed();
 }

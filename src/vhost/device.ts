@@ -85,6 +85,8 @@ export interface VhostUserDevice {
   saveState(): DeviceState;
   /** Goes on as another back-end left it. Throws an Error that says why it can't. */
   loadState(state: DeviceState): void;
+  /** A ring broke a rule: a driver gets it back only by a reset. */
+  readonly needsReset?: boolean;
   /** A new MAC address in the configuration space, of 6 bytes; when it resolves frames are filtered by it. */
   setMac(mac: Uint8Array): void | Promise<void>;
   /**
@@ -99,9 +101,10 @@ export interface VhostUserDevice {
   announce(mac: bigint): Promise<void>;
   /**
    * Where to note the buffers in work, and to find what a predecessor that died has noted; while no ring runs, and
-   * instead of what was set before. `fd` is that of a file that was checked. Throws an Error that names the reason.
+   * instead of what was set before; null: nowhere. `fd` is that of a file that was checked. Throws an Error that
+   * names the reason.
    */
-  setInflight(layout: InflightLayout & { fd: number }): void;
+  setInflight(layout: (InflightLayout & { fd: number }) | null): void;
   /** Where to log writes to, in place of the log before. Rejects with an Error that names the reason. */
   setLog(log: LogSetup): Promise<void>;
   /** An eventfd that is signalled now and then while there is something new in the log; -1: none. */

@@ -106,6 +106,10 @@ export class NetDevice implements VhostUserDevice {
     return enabledPairs(this.#s);
   }
 
+  get needsReset(): boolean {
+    return this.queues.some(({ vring }) => vring.get('state') === BROKEN);
+  }
+
   /** What the guest was told to keep to; null where nobody told it anything. */
   get mtu(): number | null {
     return this.#s.config.mtu;
@@ -161,9 +165,11 @@ export class NetDevice implements VhostUserDevice {
     });
   }
 
-  setInflight(layout: InflightLayout & { fd: number }): void {
-    const old = this.#s.inflight;
-    this.#s.inflight = new Inflight(this.#s.arena, layout, this.packed);
+  setInflight(layout: (InflightLayout & { fd: number }) | null): void {
+    const s = this.#s;
+    const old = s.inflight;
+    s.inflight = layout && new Inflight(s.arena, layout, this.packed);
+    for (const q of s.queues) q.vring.set('inflight', 0);
     old?.close();
   }
 
@@ -256,9 +262,7 @@ export class NetDevice implements VhostUserDevice {
     s.acknowledged = 0n;
     await forgetCommands(s);
     s.log.close();
-    for (const q of s.queues) q.vring.set('inflight', 0);
-    s.inflight?.close();
-    s.inflight = null;
+    this.setInflight(null);
     s.config.reset();
   }
 

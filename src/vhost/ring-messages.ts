@@ -129,6 +129,7 @@ async function startQueue(
 ): Promise<undefined> {
   const { size, address } = vring;
   if (s.features === undefined) throw missing(index, 'SET_FEATURES');
+  if (!s.settled) throw new ProtocolError(`queue ${index} can't start: the last SET_FEATURES was refused`);
   if (s.memory.length === 0) throw missing(index, 'SET_MEM_TABLE');
   if (s.postcopy?.unknown) throw missing(index, 'the front-end has acknowledged where its memory lies here');
   if (size === 0) throw missing(index, 'SET_VRING_NUM');

@@ -56,6 +56,8 @@ export interface Session {
   readonly vrings: Vring[];
   /** Acknowledged virtio features; undefined before that. */
   features: bigint | undefined;
+  /** The last SET_FEATURES was taken: device and driver agree on what they have. */
+  settled: boolean;
   protocolFeatures: bigint;
   /** The device status that the driver has set. */
   status: number;

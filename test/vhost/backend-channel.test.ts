@@ -13,7 +13,9 @@ after(() => lease.release());
 
 const R = m.requests;
 const B = m.backendRequests;
-const { VHOST_USER_PROTOCOL_F_BACKEND_REQ, VHOST_USER_PROTOCOL_F_REPLY_ACK } = vhostProtocolFeatures;
+const { VHOST_USER_PROTOCOL_F_BACKEND_REQ, VHOST_USER_PROTOCOL_F_CONFIG, VHOST_USER_PROTOCOL_F_REPLY_ACK } =
+  vhostProtocolFeatures;
+const CHANNEL = VHOST_USER_PROTOCOL_F_BACKEND_REQ | VHOST_USER_PROTOCOL_F_CONFIG;
 
 class ChannelDevice extends RecordingDevice {
   override protocolFeatures = OFFERED_PROTOCOL | VHOST_USER_PROTOCOL_F_BACKEND_REQ;
@@ -25,7 +27,7 @@ class ChannelDevice extends RecordingDevice {
 }
 
 /** A session with a channel, and the front-end's ends of both. */
-async function open(bits = VHOST_USER_PROTOCOL_F_BACKEND_REQ | VHOST_USER_PROTOCOL_F_REPLY_ACK) {
+async function open(bits = CHANNEL | VHOST_USER_PROTOCOL_F_REPLY_ACK) {
   const device = new ChannelDevice();
   const served = serve(lease.poller, device);
   const [near, far] = socketPair();
@@ -72,9 +74,17 @@ test('each request has its number, layout and flags', async () => {
 });
 
 test('without REPLY_ACK nothing is asked for an answer', async () => {
-  const c = await open(VHOST_USER_PROTOCOL_F_BACKEND_REQ);
+  const c = await open(CHANNEL);
   assert.equal(await c.channel.configChanged(), true);
   assert.equal((await c.back.next())?.flags, 1);
+  await c.close();
+});
+
+test('without CONFIG nothing is told of a configuration space', async () => {
+  const c = await open(VHOST_USER_PROTOCOL_F_BACKEND_REQ | VHOST_USER_PROTOCOL_F_REPLY_ACK);
+  assert.equal(await c.channel.configChanged(), false);
+  c.channel.vringCall(0);
+  assert.equal((await c.back.next())?.request, B.VRING_CALL);
   await c.close();
 });
 

@@ -57,9 +57,9 @@ export class RecordingDevice implements VhostUserDevice {
     this.calls.push(`setFeatures ${bits.toString(16)}`);
   }
 
-  setInflight(layout: InflightLayout & { fd: number }): void {
-    this.calls.push(`setInflight ${layout.queues} of ${layout.queueSize}`);
-    closeFd(layout.fd);
+  setInflight(layout: (InflightLayout & { fd: number }) | null): void {
+    this.calls.push(layout ? `setInflight ${layout.queues} of ${layout.queueSize}` : 'setInflight');
+    if (layout) closeFd(layout.fd);
   }
 
   async announce(mac: bigint): Promise<void> {
