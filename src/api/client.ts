@@ -11,6 +11,7 @@ import type {
   FdbEntry,
   GroupSpec,
   GroupsStatus,
+  MirrorChange,
   MirrorSpec,
   MirrorStatus,
   PortChange,
@@ -139,6 +140,10 @@ export class ControlClient {
 
   addMirror(spec: MirrorSpec): Promise<MirrorStatus> {
     return this.#call('POST', '/v1/mirrors', spec);
+  }
+
+  setMirror(name: string, change: MirrorChange): Promise<MirrorStatus> {
+    return this.#call('PATCH', `/v1/mirrors/${encodeURIComponent(name)}`, change);
   }
 
   removeMirror(name: string): Promise<void> {

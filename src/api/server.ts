@@ -15,6 +15,7 @@
  *     GET    /v1/mirrors       MirrorStatus[]
  *     POST   /v1/mirrors       body MirrorSpec; 201, MirrorStatus
  *     GET    /v1/mirrors/NAME  MirrorStatus
+ *     PATCH  /v1/mirrors/NAME  body fields to set anew, null: the default; MirrorStatus
  *     DELETE /v1/mirrors/NAME  204
  *     GET    /v1/config        SwitchOptions: a file with them recreates the switch
  *     PUT    /v1/config        body SwitchOptions; Applied: what differed, and what was done
@@ -53,6 +54,7 @@ import type {
   GroupMember,
   GroupSpec,
   GroupsStatus,
+  MirrorChange,
   MirrorSpec,
   MirrorStatus,
   PortChange,
@@ -78,6 +80,7 @@ export interface SwitchControl {
   bridges(): BridgeStatus[];
   bridge(name: string): BridgeStatus;
   addMirror(spec: MirrorSpec): Promise<void>;
+  setMirror(name: string, change: MirrorChange): Promise<void>;
   removeMirror(name: string): Promise<void>;
   mirrors(): MirrorStatus[];
   mirror(name: string): MirrorStatus;
@@ -243,6 +246,10 @@ const ROUTES: Route[] = [
     path: /^\/v1\/mirrors\/([^/]+)$/,
     methods: {
       GET: ({ control, name }) => ok(control.mirror(name)),
+      PATCH: async ({ control, name, request }) => {
+        await control.setMirror(name, (await readJson(request)) as MirrorChange);
+        return ok(control.mirror(name));
+      },
       DELETE: async ({ control, name }) => {
         await control.removeMirror(name);
         return { status: 204 };

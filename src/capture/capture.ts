@@ -56,8 +56,8 @@ export class Capture implements CaptureStream {
   readonly #rooms: Range[] = [];
   readonly #bytes: Range;
   readonly #program: Range | undefined;
-  readonly #choice: Choice | undefined;
-  readonly #vlans: Range | undefined;
+  #choice: Choice | undefined;
+  #vlans: Range | undefined;
   readonly #interfaces: Interface[] = [];
   /** Interfaces that the stream has not told of yet. */
   #untold = 0;
@@ -87,10 +87,7 @@ export class Capture implements CaptureStream {
         this.#program = arena.takeTable(program.byteLength);
         arena.u32.set(program, this.#program.start >>> 2);
       }
-      if (choice?.vlans !== undefined) {
-        this.#vlans = arena.takeTable(choice.vlans.byteLength);
-        arena.u32.set(choice.vlans, this.#vlans.start >>> 2);
-      }
+      this.#vlans = this.#vlansOf(choice);
       const stride = structures.constant('CAPTURE_STRIDE');
       const rings = arena.takeTable(workers * stride);
       this.#rooms.push(rings);
@@ -145,6 +142,31 @@ export class Capture implements CaptureStream {
 
   #watch(at: number) {
     return new Struct(this.#arena, at, fields(this.#structures.layout, 'Watch', WATCH));
+  }
+
+  #vlansOf(choice: Choice | undefined): Range | undefined {
+    if (choice?.vlans === undefined) return undefined;
+    const room = this.#arena.takeTable(choice.vlans.byteLength);
+    this.#arena.u32.set(choice.vlans, room.start >>> 2);
+    return room;
+  }
+
+  /**
+   * Wants other frames from now on, of the ports that it looks at; a burst in work may be chosen by either. Returns
+   * room that is to be freed once no worker looks at it. Throws ArenaFullError, and nothing has changed then.
+   */
+  choose(choice: Choice): Range | undefined {
+    if (this.#closed) return undefined;
+    const before = this.#vlans;
+    this.#vlans = this.#vlansOf(choice);
+    this.#choice = choice;
+    for (const { at, room } of this.#interfaces) {
+      if (room === undefined) continue;
+      const watch = this.#watch(at);
+      watch.set('vlans', this.#vlans?.start ?? 0);
+      watch.set('ways', choice.ways);
+    }
+    return before;
   }
 
   /** The port is gone, and no worker looks at the watch any more. */

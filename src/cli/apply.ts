@@ -48,6 +48,7 @@ function appliedText({
     ...groups.removed.map((group) => `group ${group} removed`),
     ...groups.added.map((group) => `group ${group} added`),
     ...mirrors.removed.map((name) => `mirror ${name} removed`),
+    ...mirrors.changed.map((name) => `mirror ${name} changed`),
     ...mirrors.added.map((name) => `mirror ${name} added`),
     ...settings.map((name) => `${name} changed`),
     ...failed.map(({ port, error }) => `port ${port} failed: ${error}`),

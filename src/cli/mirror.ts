@@ -1,6 +1,6 @@
-/** `vireo mirror`, `add`, `del` and `show`: copies of ports' frames for another port, a VLAN or a file. */
+/** `vireo mirror`, `add`, `set`, `del` and `show`: copies of ports' frames for another port, a VLAN or a file. */
 import type { Command } from 'commander';
-import type { MirrorSpec, MirrorStatus } from '../switch/types.ts';
+import type { MirrorChange, MirrorSpec, MirrorStatus } from '../switch/types.ts';
 import { connect, lists, optionsOf, print, speaksToSwitch, withExamples } from './command.ts';
 import { count, pairs, table } from './table.ts';
 
@@ -13,7 +13,7 @@ A mirror has:
   vlans=10+20-30        only frames in these VLANs (default: all)
   direction=in|out|both frames from the ports, to them, or both (default)`;
 
-/** Fields from `key=value` each. */
+/** Fields from `key=value` each; a key without a value goes back to its default. */
 async function readFields(words: string[]): Promise<Record<string, unknown>> {
   const { parseFields } = await import('../switch/spec.ts');
   return parseFields(words, 'to=mon');
@@ -22,7 +22,7 @@ async function readFields(words: string[]): Promise<Record<string, unknown>> {
 export function declareMirror(program: Command): void {
   const mirror = program
     .command('mirror')
-    .description('list the mirrors (SPAN, RSPAN), or add, remove or show one');
+    .description('list the mirrors (SPAN, RSPAN), or add, change, remove or show one');
   withExamples(
     mirror,
     'vireo mirror',
@@ -78,6 +78,22 @@ export function declareMirror(program: Command): void {
     const spec = { name, ...(await readFields(words)) } as MirrorSpec;
     const added = await (await connect(options)).addMirror(spec);
     print(options, added, () => `mirror ${added.name} added\n`);
+  });
+
+  const set = speaksToSwitch(
+    mirror
+      .command('set')
+      .description('change a mirror, which misses no frame that it wants before and after')
+      .argument('<name>', "the mirror's name")
+      .argument('<key=value...>', 'what to set; a key without a value goes back to its default'),
+  );
+  set.addHelpText('after', FIELDS);
+  withExamples(set, 'vireo mirror set span1 direction=in', 'vireo mirror set span1 from=vm1+vm2+vm3 vlans=');
+  set.action(async (name: string, words: string[]) => {
+    const options = optionsOf(set);
+    const change = (await readFields(words)) as MirrorChange;
+    const changed = await (await connect(options)).setMirror(name, change);
+    print(options, changed, () => mirrorText(changed));
   });
 
   const del = speaksToSwitch(

@@ -2,20 +2,20 @@
  * Brings a running switch to a configuration by what differs (difference.ts), in an order in which ports may change
  * places and names may be taken anew. What fails is told, and the rest goes on.
  */
+import { applyMirrors, type MirrorCommands } from './apply-mirrors.ts';
 import type { Difference } from './difference.ts';
+import type { Mirrors } from './mirrors.ts';
 import type { PortTable } from './port-table.ts';
 import type { Statics } from './statics.ts';
-import type { AddressSpec, Applied, GroupSpec, MirrorSpec, PortChange, PortSpec } from './types.ts';
+import type { AddressSpec, Applied, GroupSpec, PortChange, PortSpec } from './types.ts';
 
 /** Commands of the switch. */
-interface Commands {
+interface Commands extends MirrorCommands {
   addPort(spec: PortSpec): Promise<void>;
   setPort(name: string, change: PortChange): Promise<void>;
   removePort(name: string): Promise<void>;
   addAddress(spec: AddressSpec): Promise<void>;
   addGroup(spec: GroupSpec): Promise<GroupSpec>;
-  addMirror(spec: MirrorSpec): Promise<void>;
-  removeMirror(name: string): Promise<void>;
   removeBridge(name: string): Promise<void>;
 }
 
@@ -24,6 +24,7 @@ interface Parts {
   ports: PortTable;
   addresses: Statics<AddressSpec>;
   groups: Statics<GroupSpec>;
+  mirrors: Mirrors;
   /** Removes a port that comes again, which mirrors wait for. */
   dropPort(name: string): Promise<void>;
 }
@@ -42,7 +43,7 @@ export async function applyDifference(
   found: Difference,
   before: readonly PortSpec[],
   vswitch: Commands,
-  { ports, addresses, groups, dropPort }: Parts,
+  { ports, addresses, groups, mirrors, dropPort }: Parts,
 ): Promise<Applied> {
   const applied: Applied = {
     added: [],
@@ -56,7 +57,7 @@ export async function applyDifference(
     },
     fdb: { added: [], removed: found.fdb.remove.map(({ mac }) => mac) },
     groups: { added: [], removed: found.groups.remove.map(({ group }) => group) },
-    mirrors: { added: [], removed: found.mirrors.remove.map(({ name }) => name), failed: [] },
+    mirrors: { added: [], removed: [], changed: [], failed: [] },
     settings: Object.keys(found.settings),
     failed: [],
   };
@@ -68,7 +69,7 @@ export async function applyDifference(
       applied.failed.push({ port, error: (error as Error).message });
     }
   };
-  for (const name of applied.mirrors.removed) await vswitch.removeMirror(name);
+  const finishMirrors = await applyMirrors(found, mirrors, vswitch, applied.mirrors);
   const keptAddresses = takeAway(addresses, found.fdb.remove);
   const keptGroups = takeAway(groups, found.groups.remove);
 
@@ -103,11 +104,7 @@ export async function applyDifference(
       await attempt(spec.port, [], () => addGroup(spec));
   for (const spec of found.groups.add)
     await attempt(spec.port, applied.groups.added, () => addGroup(spec), spec.group);
-  for (const spec of found.mirrors.add)
-    await vswitch.addMirror(spec).then(
-      () => applied.mirrors.added.push(spec.name),
-      (error: Error) => applied.mirrors.failed.push({ mirror: spec.name, error: error.message }),
-    );
+  await finishMirrors();
   // One that ports stay on, for what failed or was not asked for, stays.
   for (const name of found.bridges.remove)
     await attempt(name, applied.bridges.removed, () => vswitch.removeBridge(name));

@@ -30,7 +30,7 @@ export interface Difference {
   bridges: { add: BridgeSpec[]; set: BridgeSpec[]; remove: string[] };
   fdb: { add: AddressSpec[]; remove: AddressSpec[] };
   groups: { add: GroupSpec[]; remove: GroupSpec[] };
-  mirrors: { add: MirrorSpec[]; remove: MirrorSpec[] };
+  mirrors: { add: MirrorSpec[]; set: MirrorSpec[]; remove: string[] };
   /** Settings of the switch with their new values. */
   settings: Settings;
 }
@@ -62,12 +62,13 @@ function listDifference<T extends object>(current: T[], wanted = current): { add
   return { add: without(wanted, current), remove: without(current, wanted) };
 }
 
-function bridgeDifference(current: BridgeSpec[], wanted: BridgeSpec[] | undefined): Difference['bridges'] {
-  const found: Difference['bridges'] = { add: [], set: [], remove: [] };
-  if (wanted === undefined) return found;
-  // The default one is always there, in either list or not.
-  const all = (list: BridgeSpec[]) =>
-    new Map([{ name: DEFAULT_BRIDGE } as BridgeSpec, ...list].map((spec) => [spec.name, spec]));
+/** Of a list whose entries have names, and can be set anew. */
+function namedDifference<T extends { name: string }>(
+  current: readonly T[],
+  wanted = current,
+): { add: T[]; set: T[]; remove: string[] } {
+  const found: { add: T[]; set: T[]; remove: string[] } = { add: [], set: [], remove: [] };
+  const all = (list: readonly T[]) => new Map(list.map((spec) => [spec.name, spec]));
   const [there, asked] = [all(current), all(wanted)];
   for (const [name, spec] of asked) {
     const before = there.get(name);
@@ -77,6 +78,9 @@ function bridgeDifference(current: BridgeSpec[], wanted: BridgeSpec[] | undefine
   found.remove.push(...[...there.keys()].filter((name) => !asked.has(name)));
   return found;
 }
+
+/** The default one is always there, in a list or not. */
+const withDefault = (list: BridgeSpec[]) => [{ name: DEFAULT_BRIDGE }, ...list];
 
 /**
  * What `wanted` asks of a switch that is as `current` says. Settings that `wanted` doesn't have stay as they are, and
@@ -98,10 +102,13 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
     ]),
   );
   const there = new Map((current.ports ?? []).map((spec) => [spec.name, spec]));
-  const bridges = bridgeDifference(current.bridges ?? [], wanted.bridges);
+  const bridges = namedDifference<BridgeSpec>(
+    withDefault(current.bridges ?? []),
+    wanted.bridges && withDefault(wanted.bridges),
+  );
   const fdb = listDifference(current.fdb ?? [], wanted.fdb);
   const groups = listDifference(current.groups ?? [], wanted.groups);
-  const mirrors = listDifference(current.mirrors ?? [], wanted.mirrors);
+  const mirrors = namedDifference(current.mirrors ?? [], wanted.mirrors);
   const found: Difference = {
     remove: [],
     set: [],

@@ -12,7 +12,8 @@ import { SwitchError } from './errors.ts';
 import type { Fdb } from './fdb.ts';
 import { type Mirrors, targetOf } from './mirrors.ts';
 import type { PortTable } from './port-table.ts';
-import type { MirrorSpec } from './types.ts';
+import { changeMirrorSpec } from './spec.ts';
+import type { MirrorChange, MirrorSpec } from './types.ts';
 
 interface Options {
   workers: Workers;
@@ -50,6 +51,32 @@ export class MirrorWiring {
       else await file?.close();
       if (error instanceof SwitchError) throw error;
       throw new SwitchError('LIMIT', `mirror ${spec.name}: ${(error as Error).message}`);
+    }
+  }
+
+  /** As Switch.setMirror(). */
+  async set(name: string, change: MirrorChange): Promise<void> {
+    const { mirrors, ports } = this.#options;
+    const before = mirrors.get(name);
+    const spec = changeMirrorSpec(before, change);
+    const check = () => mirrors.checkChange(spec, ports.specs());
+    check();
+    const path = before.to === spec.to ? undefined : targetOf(spec).file;
+    const file = path === undefined ? undefined : await this.#openFile(path, mirrors.choice(spec));
+    let undo: (() => void) | undefined;
+    try {
+      // Others may have come while the file was opened.
+      check();
+      const set = mirrors.set(spec, file);
+      undo = set.undo;
+      await this.#wire();
+      await set.former?.close();
+    } catch (error) {
+      undo?.();
+      if (undo) await this.#wire();
+      await file?.close();
+      if (error instanceof SwitchError) throw error;
+      throw new SwitchError('LIMIT', `mirror ${name}: ${(error as Error).message}`);
     }
   }
 

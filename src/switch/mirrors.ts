@@ -32,6 +32,14 @@ interface Mirror {
   /** The list of ports that it copies to, and their places. */
   list?: Range;
   slots: number[];
+  /** What it was before it was set anew, until no worker copies by that; what it has counted. */
+  former?: Mirror | undefined;
+  counted: Counts;
+}
+
+interface Counts {
+  copied: bigint;
+  lost: bigint;
 }
 
 /** Where copies go. */
@@ -113,6 +121,10 @@ export class Mirrors {
   }
 
   /** Throws a SwitchError, NO_SUCH_MIRROR. */
+  get(name: string): MirrorSpec {
+    return this.#find(name).spec;
+  }
+
   #find(name: string): Mirror {
     const mirror = this.#mirrors.get(name);
     if (mirror) return mirror;
@@ -128,35 +140,73 @@ export class Mirrors {
       const message = `a mirror named ${JSON.stringify(spec.name)} exists: choose another name`;
       throw new SwitchError('MIRROR_EXISTS', message, 'name');
     }
-    const faults = mirrorFaults(spec, this.list(), ports);
-    if (faults.length > 0) {
-      const told = faults.map(({ field, message }) => `${field}: ${message}`).join('; ');
-      throw new SwitchError('BAD_SPEC', told, faults[0]!.field);
-    }
+    this.checkChange(spec, ports);
     if (this.#mirrors.size >= MOST)
       throw new SwitchError('LIMIT', `the switch has ${MOST} mirrors, which is its limit: remove one`);
   }
 
+  /** Throws a SwitchError, BAD_SPEC, where the one with this name can't be as `spec` says. */
+  checkChange(spec: MirrorSpec, ports: readonly PortSpec[]): void {
+    const others = this.list().filter(({ name }) => name !== spec.name);
+    const faults = mirrorFaults(spec, others, ports);
+    if (faults.length === 0) return;
+    const told = faults.map(({ field, message }) => `${field}: ${message}`).join('; ');
+    throw new SwitchError('BAD_SPEC', told, faults[0]!.field);
+  }
+
   /** Adds one that was checked; wire() brings it to work. Throws ArenaFullError. */
   add(spec: MirrorSpec, file?: CaptureFile): void {
-    const mirror: Mirror = { spec, rooms: [], slots: [], ...(file && { file }) };
-    if (!file) {
-      try {
-        const room = this.#take(mirror, this.#structures.constant('MIRROR_STRIDE'));
-        mirror.struct = this.#structures.mirror(room);
-        mirror.struct.set('ways', WAYS[spec.direction ?? 'both']);
-        mirror.struct.set('vlan', targetOf(spec).vlan ?? 0);
-        if (spec.vlans !== undefined) {
-          const bits = this.#take(mirror, VLAN_WORDS * 4);
-          this.#arena.u32.set(vlanBits(readVlans(spec.vlans)!), bits >>> 2);
-          mirror.struct.set('vlans', bits);
-        }
-      } catch (error) {
-        for (const room of mirror.rooms) this.#arena.freeTable(room);
-        throw error;
+    this.#mirrors.set(spec.name, this.#make(spec, file));
+  }
+
+  #make(spec: MirrorSpec, file?: CaptureFile): Mirror {
+    const counted = { copied: 0n, lost: 0n };
+    const mirror: Mirror = { spec, rooms: [], slots: [], counted, ...(file && { file }) };
+    if (file) return mirror;
+    try {
+      const room = this.#take(mirror, this.#structures.constant('MIRROR_STRIDE'));
+      mirror.struct = this.#structures.mirror(room);
+      mirror.struct.set('ways', WAYS[spec.direction ?? 'both']);
+      mirror.struct.set('vlan', targetOf(spec).vlan ?? 0);
+      if (spec.vlans !== undefined) {
+        const bits = this.#take(mirror, VLAN_WORDS * 4);
+        this.#arena.u32.set(vlanBits(readVlans(spec.vlans)!), bits >>> 2);
+        mirror.struct.set('vlans', bits);
       }
+      return mirror;
+    } catch (error) {
+      for (const room of mirror.rooms) this.#arena.freeTable(room);
+      throw error;
     }
+  }
+
+  /**
+   * Puts one that was checked in the place of the one with its name, with a new file where it copies to another one;
+   * wire() brings it to work, each port by one store, so that no copy is missed. Returns what undoes it; once it is to
+   * stay, the former's file is to be ended. Throws ArenaFullError, and nothing has changed then.
+   */
+  set(spec: MirrorSpec, file?: CaptureFile): { undo(): void; former: CaptureFile | undefined } {
+    const former = this.#find(spec.name);
+    const same = former.spec.to === spec.to;
+    const mirror = this.#make(spec, same ? former.file : file);
+    if (same && former.file) this.#choose(former.file, spec);
+    else if (same) mirror.former = former;
+    const rooms = ({ rooms, list }: Mirror) => [...rooms, ...(list ? [list] : [])];
+    this.#gone.push(...rooms(former));
     this.#mirrors.set(spec.name, mirror);
+    const undo = () => {
+      this.#gone = this.#gone.filter((room) => !rooms(former).includes(room));
+      this.#gone.push(...rooms(mirror));
+      this.#mirrors.set(spec.name, former);
+      if (same && former.file) this.#choose(former.file, former.spec);
+    };
+    return { undo, former: same ? undefined : former.file };
+  }
+
+  /** Has a file get other frames from now on. */
+  #choose({ capture }: CaptureFile, spec: MirrorSpec): void {
+    const room = capture.choose(this.choice(spec));
+    if (room) this.#gone.push(room);
   }
 
   #take(mirror: Mirror, length: number): number {
@@ -237,20 +287,27 @@ export class Mirrors {
   async settle(quiesce: () => Promise<void>): Promise<void> {
     const old = this.#old;
     this.#old = [];
+    const changed = [...this.#mirrors.values()].filter(({ former }) => former);
     if (old.length > 0) await quiesce();
+    for (const mirror of changed) {
+      mirror.counted = countsOf({ ...mirror, struct: undefined });
+      mirror.former = undefined;
+    }
     for (const room of old) this.#arena.freeTable(room);
   }
 
   /** What there is to see of one, on a switch with these ports. Throws a SwitchError, NO_SUCH_MIRROR. */
   status(name: string, ports: readonly MirrorPort[]): MirrorStatus {
-    const { spec, file, struct, slots } = this.#find(name);
+    const mirror = this.#find(name);
+    const { spec, file, slots } = mirror;
+    const { copied, lost } = countsOf(mirror);
     return {
       ...spec,
       from: spec.from ?? 'any',
       direction: spec.direction ?? 'both',
       ports: ports.filter(({ slot }) => slots.includes(slot)).map((port) => port.spec.name),
-      copied: Number(file ? file.capture.frames : struct!.get64('copied')),
-      lost: Number(file ? file.capture.lost : struct!.get64('lost')),
+      copied: Number(file ? file.capture.frames : copied),
+      lost: Number(file ? file.capture.lost : lost),
       error: file?.error ?? null,
     };
   }
@@ -271,6 +328,13 @@ export class Mirrors {
     this.#closed = true;
     await Promise.all([...this.#mirrors.values()].map(({ file }) => file?.close()));
   }
+}
+
+/** Of a mirror that copies to no file: also of what it was before, but for other places that it copied to. */
+function countsOf({ counted, struct, former }: Mirror): Counts {
+  const before = former ? countsOf(former) : { copied: 0n, lost: 0n };
+  const sum = (field: keyof Counts) => counted[field] + before[field] + (struct?.get64(field) ?? 0n);
+  return { copied: sum('copied'), lost: sum('lost') };
 }
 
 /**

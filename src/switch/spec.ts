@@ -703,6 +703,14 @@ export function changeBridgeSpec(spec: BridgeSpec, change: unknown): BridgeSpec 
   return checkBridgeSpec(Object.fromEntries(merged));
 }
 
+/** The mirror with some fields set anew, checked by itself. Throws SwitchError `BAD_SPEC` that names every faulty field. */
+export function changeMirrorSpec(spec: MirrorSpec, change: unknown): MirrorSpec {
+  if (typeof change !== 'object' || change === null || Array.isArray(change) || Object.hasOwn(change, 'name'))
+    throw new SwitchError('BAD_SPEC', 'expected the fields to set, such as { "direction": "in" }');
+  const merged = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== null);
+  return checkMirrorSpec(Object.fromEntries(merged));
+}
+
 const captureObject = z.strictObject(
   {
     port: z.string(expected('the name of a port, or "any"')),

@@ -60,6 +60,7 @@ import type {
   FdbEntry,
   GroupSpec,
   GroupsStatus,
+  MirrorChange,
   MirrorSpec,
   MirrorStatus,
   PortChange,
@@ -447,6 +448,14 @@ export class Switch extends EventEmitter<SwitchEvents> {
     await this.#wiring.add(checkMirrorSpec(spec));
   }
 
+  /**
+   * Sets fields of a mirror anew, null: the default; no frame that it wants before and after is missed. Rejects with a
+   * SwitchError, NO_SUCH_MIRROR, BAD_SPEC, LIMIT or SOCKET (the file), and then nothing has changed.
+   */
+  async setMirror(name: string, change: MirrorChange): Promise<void> {
+    await this.#wiring.set(name, change);
+  }
+
   /** Removes a mirror; resolves when it copies nothing any more. Rejects with a SwitchError, NO_SUCH_MIRROR. */
   async removeMirror(name: string): Promise<void> {
     await this.#wiring.remove(name);
@@ -584,6 +593,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
       ports: this.#ports,
       addresses: this.#fdb.statics,
       groups: this.#groups.statics,
+      mirrors: this.#mirrors,
       dropPort: (name) => this.#dropPort(name),
     });
   }

@@ -345,6 +345,9 @@ export interface MirrorSpec {
   to: string;
 }
 
+/** Fields of a mirror that are set anew; null: the default. */
+export type MirrorChange = { [F in Exclude<keyof MirrorSpec, 'name'>]?: MirrorSpec[F] | null };
+
 export interface MirrorStatus extends MirrorSpec {
   from: string;
   direction: 'in' | 'out' | 'both';
@@ -563,8 +566,13 @@ export interface Applied {
   fdb: { added: string[]; removed: string[] };
   /** Groups that ports were entered into, and taken from. */
   groups: { added: string[]; removed: string[] };
-  /** Names of mirrors; one that has changed went and came anew. */
-  mirrors: { added: string[]; removed: string[]; failed: { mirror: string; error: string }[] };
+  /** Names of mirrors. */
+  mirrors: {
+    added: string[];
+    removed: string[];
+    changed: string[];
+    failed: { mirror: string; error: string }[];
+  };
   /** Settings of the switch that have another value now, e.g. `ageing`. */
   settings: string[];
   /** Ports that could not be brought to what was asked for, and why; those that were there before are as they were. */

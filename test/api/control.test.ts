@@ -18,6 +18,7 @@ import {
 import { SwitchError } from '../../src/switch/errors.ts';
 import {
   changeBridgeSpec,
+  changeMirrorSpec,
   changePortSpec,
   checkAddressSpec,
   checkBridgeSpec,
@@ -34,6 +35,7 @@ import type {
   FdbEntry,
   GroupSpec,
   GroupsStatus,
+  MirrorChange,
   MirrorSpec,
   MirrorStatus,
   PortChange,
@@ -151,6 +153,11 @@ class Table implements SwitchControl {
     this.#mirrors.set(name, spec);
   }
 
+  async setMirror(name: string, change: MirrorChange): Promise<void> {
+    this.mirror(name);
+    this.#mirrors.set(name, changeMirrorSpec(this.#mirrors.get(name)!, change));
+  }
+
   async removeMirror(name: string): Promise<void> {
     this.mirror(name);
     this.#mirrors.delete(name);
@@ -184,7 +191,7 @@ class Table implements SwitchControl {
       bridges: none,
       fdb: none,
       groups: none,
-      mirrors: { added: [], removed: [], failed: [] },
+      mirrors: { added: [], removed: [], changed: [], failed: [] },
       settings: [],
       failed: [],
     };
@@ -449,7 +456,11 @@ test('answers carry the status that HTTP has for them', () =>
       [400, 'BAD_SPEC', 'POST', '/v1/mirrors', json([])],
       [200, undefined, 'GET', '/v1/mirrors'],
       [200, undefined, 'GET', '/v1/mirrors/m'],
-      [405, 'METHOD_NOT_ALLOWED', 'PATCH', '/v1/mirrors/m', json({})],
+      [200, undefined, 'PATCH', '/v1/mirrors/m', json({ direction: 'in' })],
+      [400, 'BAD_SPEC', 'PATCH', '/v1/mirrors/m', json({ to: null })],
+      [400, 'BAD_SPEC', 'PATCH', '/v1/mirrors/m', json({ name: 'n' })],
+      [404, 'NO_SUCH_MIRROR', 'PATCH', '/v1/mirrors/n', json({ direction: 'in' })],
+      [405, 'METHOD_NOT_ALLOWED', 'PUT', '/v1/mirrors/m', json({})],
       [204, undefined, 'DELETE', '/v1/mirrors/m'],
       [404, 'NO_SUCH_MIRROR', 'GET', '/v1/mirrors/m'],
       [404, 'NO_SUCH_MIRROR', 'DELETE', '/v1/mirrors/m'],

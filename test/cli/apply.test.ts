@@ -30,6 +30,21 @@ test('a switch is shown as a file, and brought to another one', async () => {
       ['b', 'c'],
     );
 
+    // A mirror: added, changed in place by hand, and by a file.
+    assert.equal(await up.run('mirror', 'add', 'span', 'from=b', 'to=c'), 'mirror span added\n');
+    assert.match(
+      await up.run('mirror', 'set', 'span', 'direction=in', 'from=b'),
+      /^mirror +span\nfrom +b\nVLANs +all\ndirection +in\nto +c\n/,
+    );
+    assert.match(await up.run('mirror', 'set', 'span', 'direction='), /direction +both\n/);
+    const none = await vireo(['mirror', 'set', 'span', 'to=', '--control', at('control')]);
+    assert.match(none.stderr, /^vireo: to: expected a port, a VLAN .*, found nothing/);
+    const mirrors = ['mirrors:', '  - { name: span, from: b, vlans: 10, to: c }'];
+    writeFileSync(at('mirror.yaml'), [...wanted, ...mirrors].join('\n'));
+    assert.equal(await up.run('apply', at('mirror.yaml')), 'mirror span changed\n2 ports as before\n');
+    writeFileSync(at('mirror.yaml'), [...wanted, 'mirrors: []'].join('\n'));
+    assert.equal(await up.run('apply', at('mirror.yaml')), 'mirror span removed\n2 ports as before\n');
+
     // A port that can't be made: told, and a failure.
     writeFileSync(at('file'), '');
     writeFileSync(at('bad.yaml'), `ports: ["c=vhost-user:${at('c')}", "d=vhost-user:${at('file')}"]`);

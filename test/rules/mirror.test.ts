@@ -639,17 +639,158 @@ test('what is wrong with a mirror is told by name, and changes nothing', async (
   assert.deepEqual(await exchange('a', hello), { b: [hello], mon: [hello] });
 });
 
+const none = { added: [], removed: [], changed: [], failed: [] };
+
+test('a mirror is changed in place: what it copies and where to, and what is wrong changes nothing', async (t) => {
+  const ports = { a: { vlan: 10 }, b: { vlan: 20 }, up: {}, mon: {}, two: {}, probe: { vlan: 900 } };
+  const { vswitch, exchange } = await lab(t, ports);
+  const hello = frame(BROADCAST, mac(1));
+  const copies = async (from: string, ...frames: Buffer[]) => {
+    const { mon = [], two = [], probe = [] } = await exchange(from, ...frames);
+    return [mon.length, two.length, probe.length];
+  };
+  await vswitch.addMirror({ name: 'm', from: 'a', to: 'mon' });
+  assert.deepEqual(await copies('a', hello), [1, 1, 0]);
+  await vswitch.setMirror('m', { from: 'a+b' });
+  assert.deepEqual(await copies('b', hello), [1, 1, 0]);
+  await vswitch.setMirror('m', { direction: 'out', vlans: '10' });
+  assert.deepEqual(await copies('b', hello), [0, 1, 0]);
+  assert.deepEqual(await copies('up', tagged(10, hello), tagged(20, hello)), [1, 2, 0]);
+  // What it has counted stays, until it copies to somewhere else.
+  assert.deepEqual(counts(vswitch), { copied: 3, lost: 0 });
+  await vswitch.setMirror('m', { vlans: null, direction: null, to: 'two' });
+  assert.deepEqual(vswitch.config().mirrors, [{ name: 'm', from: 'a+b', to: 'two' }]);
+  assert.deepEqual(await copies('a', hello), [1, 1, 0]);
+  assert.deepEqual(counts(vswitch), { copied: 1, lost: 0 });
+  assert.deepEqual(vswitch.port('mon').mirrors, { from: [], to: [] });
+  assert.ok(vswitch.bridge('default').ports.includes('mon'));
+  assert.ok(!vswitch.bridge('default').ports.includes('two'));
+  await vswitch.setMirror('m', { to: 'vlan:900' });
+  assert.deepEqual(await copies('a', hello), [1, 1, 1]);
+
+  const refused = (change: object, words: RegExp, name = 'm') =>
+    assert.rejects(vswitch.setMirror(name, change as never), words);
+  await refused({ to: null }, /to: expected a port, a VLAN .*, found nothing/);
+  await refused(
+    { from: 'x' },
+    /from: expected ports that are there \(a, b, up, mon, two, probe\), found "x"/,
+  );
+  await refused({ vlans: '900' }, /to: expected a VLAN that isn't copied, found 900/);
+  await refused({ form: 'a' }, /form: unknown key, did you mean from\?/);
+  await refused({ name: 'n' }, /expected the fields to set/);
+  await refused([], /expected the fields to set/);
+  await refused({ to: 'file:/no/such/place' }, /to: \/no\/such\/place can't be written: ENOENT/);
+  await refused({ from: 'a' }, /no mirror is named "n"; there are: m/, 'n');
+  assert.deepEqual(vswitch.config().mirrors, [{ name: 'm', from: 'a+b', to: 'vlan:900' }]);
+  assert.deepEqual(await copies('a', hello), [1, 1, 1]);
+  assert.deepEqual(counts(vswitch), { copied: 2, lost: 0 });
+});
+
+for (const to of ['mon', 'file'] as const)
+  test(`a mirror to a ${to === 'mon' ? 'port' : 'file'} that is changed under traffic misses no frame that it wants all the time`, async (t) => {
+    const path = sockets(t);
+    const vswitch = await createSwitch({
+      workers: 2,
+      ports: ['a', 'b', 'mon'].map((name) => ({ name, type: 'vhost-user', target: path(name) })),
+    });
+    t.after(() => vswitch.close());
+    const monitor = await VirtioUser.open({ path: path('mon'), queueSize: 1024 });
+    t.after(() => monitor.close());
+    await until(() => vswitch.port('mon').state === 'up', 'the monitor is up');
+    const traffic = await Traffic.start({ path: path('a') }, { path: path('b') });
+    // What comes from a is wanted whatever is set.
+    const target = to === 'mon' ? 'mon' : `file:${path('kept')}`;
+    await vswitch.addMirror({ name: 'm', from: 'a', direction: 'in', to: target });
+    const got: Buffer[] = [];
+    let done = false;
+    const collecting = (async () => {
+      for (; !done; await new Promise(setImmediate)) got.push(...drain(monitor));
+    })();
+    for (let i = 0; i < 40; i++) {
+      await vswitch.setMirror('m', {
+        from: ['a', 'a+b', 'any'][i % 3]!,
+        direction: (['both', 'in'] as const)[i % 2]!,
+        vlans: ['0', null, '0+5'][i % 3]!,
+      });
+      await traffic.flows(20);
+    }
+    const counted = counts(vswitch);
+    await traffic.stop();
+    done = true;
+    await collecting;
+    assert.equal(counts(vswitch).lost, 0);
+    assert.ok(counts(vswitch).copied >= counted.copied);
+    await vswitch.removeMirror('m');
+    if (to === 'file') {
+      for (const said of new BlockReader().read(readFileSync(path('kept'))))
+        if (said.kind === 'packet') got.push(Buffer.from(said.packet.bytes));
+    } else got.push(...drain(monitor));
+    // Each at least once: a frame that goes to b is there twice while b is mirrored.
+    const addresses = Buffer.concat([mac(0xbb0001), mac(0xaa0001)]);
+    const numbered = got.filter((bytes) => bytes.subarray(0, 12).equals(addresses));
+    const seen = new Set(numbered.map((bytes) => bytes.readUInt32LE(14)));
+    const first = Math.min(...seen);
+    const last = Math.max(...seen);
+    assert.ok(last - first > 500, `${last - first} frames`);
+    assert.equal(seen.size, last - first + 1, 'none is missing');
+  });
+
+test('apply changes mirrors in place where ports and other mirrors let it, and anew where not', async (t) => {
+  const names = ['a', 'b', 'c', 'd'];
+  const { vswitch } = await lab(t, Object.fromEntries(names.map((name) => [name, {}])));
+  const { ports = [] } = vswitch.config();
+  const there = (...some: string[]) => ports.filter(({ name }) => some.includes(name));
+  const without = there('a', 'b', 'c');
+  const mirrors = [{ name: 'm', from: 'a+d', to: 'b' }];
+  assert.deepEqual((await vswitch.apply({ ports, mirrors })).mirrors, { ...none, added: ['m'] });
+  // A port that it names goes, and comes again.
+  const fewer = [{ name: 'm', from: 'a', to: 'b' }];
+  for (const [wanted, more] of [
+    [{ ports: without, mirrors: fewer }, {}],
+    [{ ports, mirrors }, {}],
+  ] as const) {
+    // biome-ignore format: a list
+    const applied = await vswitch.apply(wanted);
+    assert.deepEqual([applied.failed, applied.mirrors], [[], { ...none, changed: ['m'], ...more }]);
+    assert.deepEqual(vswitch.config().mirrors, wanted.mirrors);
+  }
+  // All that it names go, for others; nothing of it can stay in place.
+  const away = await vswitch.apply({ ports: there('c', 'd'), mirrors: [{ name: 'm', from: 'c', to: 'd' }] });
+  assert.deepEqual([away.removed, away.failed, away.mirrors], [['a', 'b'], [], { ...none, changed: ['m'] }]);
+  const back = await vswitch.apply({ ports: there('a', 'b'), mirrors: [{ name: 'm', from: 'a', to: 'b' }] });
+  assert.deepEqual([back.failed, back.mirrors], [[], { ...none, changed: ['m'] }]);
+  assert.deepEqual(vswitch.config().mirrors, [{ name: 'm', from: 'a', to: 'b' }]);
+  // Each wants what the other has as yet.
+  const crossed = [
+    [{ name: 'm', from: 'a', to: 'b' }, { name: 'n', from: 'c', to: 'd' }],
+    [{ name: 'm', from: 'd', to: 'c' }, { name: 'n', from: 'b', to: 'a' }],
+    [{ name: 'm', from: 'a', to: 'c' }, { name: 'n', from: 'b', to: 'd' }],
+  ]; // biome-ignore format: a table
+  for (const [i, wanted] of crossed.entries()) {
+    const applied = await vswitch.apply({ ports, mirrors: wanted });
+    const { added, changed, failed, removed } = applied.mirrors;
+    assert.deepEqual([applied.failed, failed, removed], [[], [], []]);
+    assert.deepEqual([...added, ...changed].sort(), i === 0 ? ['n'] : ['m', 'n']);
+    const now = [...vswitch.config().mirrors!].sort((x, y) => (x.name < y.name ? -1 : 1));
+    assert.deepEqual(now, wanted);
+  }
+  // One that can't be is told, and is as it was.
+  const bad = [crossed[2]![0]!, { name: 'n', from: 'b', to: 'file:/no/such/place' }];
+  const applied = await vswitch.apply({ ports, mirrors: bad });
+  assert.deepEqual(applied.mirrors.changed, []);
+  assert.match(applied.mirrors.failed[0]!.error, /to: \/no\/such\/place can't be written/);
+  assert.ok(vswitch.mirrors().some(({ name, to }) => name === 'n' && to === 'd'));
+});
+
 test('apply brings mirrors to what a configuration has, and keeps those whose port comes anew', async (t) => {
   const { vswitch, exchange, guests } = await lab(t, { a: {}, b: {}, mon: {} });
   const { ports = [] } = vswitch.config();
   const mirrors = [{ name: 'm', from: 'a', to: 'mon' }];
   assert.deepEqual((await vswitch.apply({ ports, mirrors })).mirrors, {
+    ...none,
     added: ['m'],
-    removed: [],
-    failed: [],
   });
   assert.deepEqual(vswitch.config().mirrors, mirrors);
-  const none = { added: [], removed: [], failed: [] };
   assert.deepEqual((await vswitch.apply({ ports, mirrors })).mirrors, none);
   assert.deepEqual((await vswitch.apply({ ports })).mirrors, none);
   const hello = frame(BROADCAST, mac(1));
@@ -664,9 +805,8 @@ test('apply brings mirrors to what a configuration has, and keeps those whose po
   assert.deepEqual(await exchange('b', hello), { a: [hello], mon: [hello] });
   const other = [{ ...mirrors[0]!, direction: 'in' as const }];
   assert.deepEqual((await vswitch.apply({ ports: changed, mirrors: other })).mirrors, {
-    added: ['m'],
-    removed: ['m'],
-    failed: [],
+    ...none,
+    changed: ['m'],
   });
   assert.deepEqual(await exchange('b', hello), { a: [hello], mon: [] });
   // What names a port that isn't there is told before anything is done.

@@ -51,7 +51,7 @@ test('a port whose options differ is made anew, even in the place of another', a
     bridges: { added: [], removed: [], changed: [] },
     fdb: { added: [], removed: [] },
     groups: { added: [], removed: [] },
-    mirrors: { added: [], removed: [], failed: [] },
+    mirrors: { added: [], removed: [], changed: [], failed: [] },
     settings: ['ageing'],
     failed: [],
   });
