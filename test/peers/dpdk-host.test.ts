@@ -22,8 +22,8 @@ const HEADERS = 28;
 const MTU = 9000;
 /** Ports of UDP: that testpmd sends to, and that it sends from. */
 const [SINK, SOURCE] = [5001, 4000];
-/** Datagrams under way at a time: no queue on the way is as short. */
-const WINDOW = 32;
+/** Frames under way at a time, usual ones and long ones: no queue on the way is as short, nor a socket's buffer. */
+const [WINDOW, LONG_WINDOW] = [32, 8];
 
 /** The interface that the kernel has as its end, and what is to be there before the switch. */
 const HOSTS = {
@@ -67,11 +67,9 @@ describe('a DPDK guest and the kernel', { skip: ownNetwork() || skipWithout('dpd
       await until(() => vswitch.port('guest').state === 'up', 'the guest is up');
       await pmd.command('start');
       // From the shortest frame to the longest, and the longest beyond a usual wire's.
-      for (const [count, least, most] of [
-        [2000, 18, 1500 - HEADERS],
-        [500, 1500 - HEADERS + 1, MTU - HEADERS],
-      ] as const)
-        await echo(t, vswitch, count, least, most);
+      await echo(t, vswitch, { count: 2000, least: 18, most: 1500 - HEADERS, window: WINDOW });
+      const longer = { least: 1500 - HEADERS + 1, most: MTU - HEADERS };
+      await echo(t, vswitch, { count: 500, ...longer, window: LONG_WINDOW });
       await pmd.command('stop');
       await sendMany(t, pmd, vswitch);
     });
@@ -106,9 +104,7 @@ function numbered(number: number, length: number): Buffer {
 async function echo(
   t: TestContext,
   vswitch: Switch,
-  count: number,
-  least: number,
-  most: number,
+  { count, least, most, window }: { count: number; least: number; most: number; window: number },
 ): Promise<void> {
   const socket = await listen(t, 0);
   const lengthOf = (number: number) => least + Math.floor((number * (most - least)) / (count - 1));
@@ -121,8 +117,8 @@ async function echo(
   });
   const before = counts(vswitch);
   for (let sent = 0; sent < count; sent++) {
-    if (sent - (count - missing.size) >= WINDOW)
-      await until(() => sent - (count - missing.size) < WINDOW, `${missing.size} come back`);
+    if (sent - (count - missing.size) >= window)
+      await until(() => sent - (count - missing.size) < window, `${missing.size} come back`);
     socket.send(numbered(sent, lengthOf(sent)), 7, GUEST);
   }
   await until(() => missing.size === 0, 'all come back');
@@ -152,7 +148,7 @@ async function sendMany(t: TestContext, pmd: Testpmd, vswitch: Switch): Promise<
   for (const [pieces, burst, times] of [
     [[64], WINDOW, 8],
     [[1514], WINDOW, 4],
-    [[2000, 2000, 2000, 2000], 8, 8],
+    [[2000, 2000, 2000, 2000], LONG_WINDOW, 8],
   ] as const) {
     await pmd.command(`set burst ${burst}`);
     await pmd.command(`set txpkts ${pieces}`);

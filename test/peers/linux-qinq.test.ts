@@ -1,10 +1,12 @@
 /**
  * Linux guests on both sides of a QinQ tunnel: a customer, whose tags are his own, and a provider's end with
- * interfaces of 802.1ad and of 802.1Q in them. Who reaches whom is as configured, and both tags are on the wire.
+ * interfaces of 802.1ad and of 802.1Q in them, on the same switch or behind a cable. Who reaches whom is as
+ * configured, and both tags are on the wire.
  */
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { ip, ownNetwork } from '../support/network.ts';
 import { skipWithout } from './available.ts';
 import { Child, until } from './process.ts';
 import { LinuxGuest, tcpTransfer } from './qemu.ts';
@@ -16,7 +18,9 @@ const SERVICES = [100, 200, 300];
 const INNER = 10;
 const TRUNK = '100+200';
 
-describe('Linux guests with tags in tags', { skip: skipWithout('qemu', 'guestKernel') }, () => {
+const skip = ownNetwork() || skipWithout('qemu', 'guestKernel');
+
+describe('Linux guests with tags in tags', { skip }, () => {
   let vireo: Vireo;
   let guests: LinuxGuest[] = [];
   let customer: LinuxGuest;
@@ -24,6 +28,8 @@ describe('Linux guests with tags in tags', { skip: skipWithout('qemu', 'guestKer
 
   before(async () => {
     const names = ['customer', 'provider'];
+    ip('link add veth0 type veth peer name veth1');
+    for (const name of ['veth0', 'veth1']) ip(`link set ${name} up`);
     vireo = await Vireo.start({ ports: names });
     await vireo.control.setPort('customer', { qinq: 100 });
     await vireo.control.setPort('provider', { trunk: TRUNK, tags: '802.1ad' });
@@ -46,6 +52,7 @@ describe('Linux guests with tags in tags', { skip: skipWithout('qemu', 'guestKer
   after(async () => {
     await Promise.all(guests.map((guest) => guest.close()));
     await vireo?.close();
+    ip('link del veth0');
   });
 
   const reaches = (address: string) =>
@@ -59,6 +66,18 @@ describe('Linux guests with tags in tags', { skip: skipWithout('qemu', 'guestKer
     const asked = addresses.map((address) => `ping -c 2 -W 1 ${address} > /dev/null && echo ${address} &`);
     assert.equal(await customer.ok(`${asked.join(' ')} wait`), '');
   };
+
+  /** TCP between the two, both ways. */
+  async function transfers(): Promise<void> {
+    for (const [from, to, number] of [
+      [customer, provider, 2],
+      [provider, customer, 1],
+    ] as const) {
+      const address = host(100, INNER, number);
+      const { sent, received } = await tcpTransfer(from, { guest: to, address }, MEGABYTES);
+      assert.equal(received, sent);
+    }
+  }
 
   test('the tunnel carries all tags of the customer, and leads to its own service alone', async () => {
     await reaches(host(100, INNER, 2));
@@ -89,14 +108,7 @@ describe('Linux guests with tags in tags', { skip: skipWithout('qemu', 'guestKer
   });
 
   test('large segments cross with two tags, both ways', async () => {
-    for (const [from, to, number] of [
-      [customer, provider, 2],
-      [provider, customer, 1],
-    ] as const) {
-      const address = host(100, INNER, number);
-      const { sent, received } = await tcpTransfer(from, { guest: to, address }, MEGABYTES);
-      assert.equal(received, sent);
-    }
+    await transfers();
     for (const { sizes, direction } of (await vireo.control.port('provider')).queues)
       assert.ok(sizes.size1519ToMax > 50, `${direction}: ${sizes.size1519ToMax} large segments`);
   });
@@ -119,7 +131,30 @@ describe('Linux guests with tags in tags', { skip: skipWithout('qemu', 'guestKer
     }
     for (const inner of [INNER, 0]) await reaches(host(200, inner, 2));
     await never(...[100, 300].flatMap((id) => [host(id, INNER, 2), host(id, 0, 2)]));
-    assert.equal((await vireo.control.port('customer')).connections, 1);
+  });
+
+  test('the provider behind a cable, whose frames packet sockets send and take', async () => {
+    const { control } = vireo;
+    await control.addBridge({ name: 'far' });
+    await control.setPort('provider', { bridge: 'far', trunk: null, tags: null });
+    // Nothing looks at tags there.
+    await control.addPort({ name: 'back', type: 'af-packet', target: 'veth1', bridge: 'far' });
+    const lan = { name: 'lan', type: 'af-packet', target: 'veth0', trunk: '100', tags: '802.1ad' } as const;
+    await control.addPort(lan);
+    await control.setPort('customer', { qinq: 100, trunk: null, tags: null });
+    await customer.ok(SERVICES.map((id) => `ip link del eth0.${id}`).join(' && '));
+    await tagged(customer, 'eth0', INNER, '802.1q', ...SERVICES.map((id) => network(id, INNER, 1)));
+    await reaches(host(100, INNER, 2));
+    await never(host(200, INNER, 2), host(300, INNER, 2));
+    // A usual link has room for one tag of 802.1Q beside its MTU, and for no other.
+    const longest = `ping -c 1 -W 1 -s 1472 ${host(100, INNER, 2)}`;
+    assert.notEqual((await customer.run(longest)).status, 0);
+    await until('it is counted', 60_000, async () => (await control.port('lan')).drops.refusedByKernel);
+    for (const name of ['veth0', 'veth1']) ip(`link set ${name} mtu 1508`);
+    await until('the longest crosses', 60_000, async () => (await customer.run(longest)).status === 0);
+    await transfers();
+    for (const name of ['customer', 'provider'])
+      assert.equal((await control.port(name)).connections, 1, `${name} has stayed`);
   });
 });
 
