@@ -186,19 +186,21 @@ describe("a bond with the kernel's bonding driver behind it", { skip }, () => {
       await sends('p', 'q');
     };
     await bundled();
+    // All but defaulted and expired.
+    const inStep = /details partner lacp pdu:[\s\S]*port state: 63$/m;
+    await says('both members are in step', (text) => NAMES.every((name) => inStep.test(saidOf(text, name))));
+    const lacpOf = (i: number) => vswitch.port('bond').members![i]!.lacp!;
+    const working = 'activity timeout aggregation synchronization collecting distributing';
+    await until('the guest has said the same', PATIENCE, () =>
+      [0, 1].every((i) => lacpOf(i).partner.state === working),
+    );
     const text = await said();
     assert.match(text, new RegExp(`Partner Mac Address: ${SYSTEM}\n`));
     for (const [i, name] of NAMES.entries()) {
-      const part = saidOf(text, name);
-      assert.match(part, /details partner lacp pdu:[\s\S]*port state: 63/, 'all but defaulted and expired');
-      assert.match(part, new RegExp(`system mac address: ${SYSTEM}[\\s\\S]*port number: ${i + 1}\n`));
-      const { lacp } = vswitch.port('bond').members![i]!;
-      assert.equal(lacp!.mux, 'distributing');
-      assert.equal(lacp!.partner.system, GUEST_MAC);
-      assert.match(
-        lacp!.partner.state,
-        /^activity timeout aggregation synchronization collecting distributing$/,
-      );
+      const ours = new RegExp(`system mac address: ${SYSTEM}[\\s\\S]*port number: ${i + 1}\n`);
+      assert.match(saidOf(text, name), ours);
+      assert.equal(lacpOf(i).mux, 'distributing');
+      assert.equal(lacpOf(i).partner.system, GUEST_MAC);
     }
     await answers();
     await whole(t);
