@@ -5,6 +5,8 @@ import { dirname, join, resolve } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { Command } from 'commander';
 import { featureWords, offeredFeatures } from '../../src/ports/features.ts';
+import { switchOptionsSchema } from '../../src/switch/spec.ts';
+import { Switch } from '../../src/switch/switch.ts';
 import { closeFd, eventfd, type PollerLease, sharedPoller } from '../../src/sys/index.ts';
 import { FLAG_REPLY, requestRule, requests } from '../../src/vhost/messages.ts';
 import { vhostProtocolFeatureNames } from '../../src/virtio/features.ts';
@@ -69,6 +71,34 @@ describe('docs/cli.md and docs/gen.md', () => {
     assert.ok(program.commands.length >= 10);
     for (const command of program.commands) look(command, command.name());
     assert.deepEqual(missing, []);
+  });
+});
+
+describe('docs/library.md', () => {
+  const text = readFileSync(join(root, 'docs/library.md'), 'utf8');
+
+  it('has each function of a switch', () => {
+    // Called by createSwitch, and by the control socket.
+    const inner = ['constructor', 'start', 'stopCapture'];
+    const names = Object.entries(Object.getOwnPropertyDescriptors(Switch.prototype))
+      .filter(([name, { value }]) => typeof value === 'function' && !inner.includes(name))
+      .map(([name]) => name);
+    assert.ok(names.length > 20);
+    assert.deepEqual(
+      names.filter((name) => !text.includes(`\`${name}(`)),
+      [],
+    );
+  });
+
+  it('has each option of a switch, and each code of an error', () => {
+    const options = Object.keys(switchOptionsSchema.shape);
+    const source = readFileSync(join(root, 'src/switch/errors.ts'), 'utf8');
+    const codes = [...source.matchAll(/^ {2}\| '([A-Z_]+)'/gm)].map(([, code = '']) => code);
+    assert.ok(options.length > 10 && codes.length > 10);
+    assert.deepEqual(
+      [...options, ...codes].filter((name) => !text.includes(`\`${name}\``)),
+      [],
+    );
   });
 });
 
