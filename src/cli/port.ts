@@ -135,7 +135,8 @@ export function declarePort(program: Command): void {
     const options = optionsOf(add);
     const spec = await readPort(text);
     const added = await (await connect(options)).addPort(spec);
-    print(options, added, () => `port ${added.name} ${doing(added)}\n`);
+    const fault = added.lastError === null ? '' : `, but: ${added.lastError}`;
+    print(options, added, () => `port ${added.name} ${doing(added)}${fault}\n`);
   });
 
   const set = speaksToSwitch(

@@ -7,7 +7,7 @@
  * caller's to wait for.
  */
 import type { Arena, PortStruct, Range, Structures } from '../arena/index.ts';
-import type { MemoryTable, Place } from './memory-table.ts';
+import { enterPlace, type MemoryTable, type Place } from './memory-table.ts';
 
 /** Translations kept, each within one region of memory: beyond that any of them goes, and is asked for again. */
 const MOST = 2048;
@@ -173,12 +173,7 @@ export class Iotlb {
       const entry = this.#structures.region(this.#list, from + i);
       entry.set64('base', iova);
       entry.set64('size', size);
-      entry.set('arena', place.arena);
-      entry.set('fd', place.fd);
-      entry.set64('offset', place.offset);
-      entry.set64('end', place.end);
-      entry.set64('outside', place.outside);
-      entry.set('id', place.id);
+      enterPlace(entry, place);
       entry.set('access', access);
     }
   }

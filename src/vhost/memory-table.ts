@@ -6,7 +6,14 @@
  * arena, from which bytes are copied, where no window can be had. What the rings themselves lie in is mapped for as
  * long as they run.
  */
-import { type Arena, ArenaFullError, type PortStruct, type Range, type Structures } from '../arena/index.ts';
+import {
+  type Arena,
+  ArenaFullError,
+  type PortStruct,
+  type Range,
+  type RegionStruct,
+  type Structures,
+} from '../arena/index.ts';
 import {
   closeFd,
   dontDump,
@@ -66,6 +73,16 @@ export interface Place {
   end: bigint;
   outside: bigint;
   id: number;
+}
+
+/** Tells the data plane how to reach what an entry of a list of regions stands for. */
+export function enterPlace(entry: RegionStruct, { arena, fd, offset, end, outside, id }: Place): void {
+  entry.set('arena', arena);
+  entry.set('fd', fd);
+  entry.set64('offset', offset);
+  entry.set64('end', end);
+  entry.set64('outside', outside);
+  entry.set('id', id);
 }
 
 /** A part of a large region that is mapped for rings. */
@@ -201,12 +218,7 @@ export class MemoryTable {
     const entry = this.#structures.region(this.#list.start, index);
     entry.set64('base', region.guestAddress);
     entry.set64('size', region.size);
-    entry.set('arena', place.arena);
-    entry.set('fd', place.fd);
-    entry.set64('offset', place.offset);
-    entry.set64('end', place.end);
-    entry.set64('outside', place.outside);
-    entry.set('id', place.id);
+    enterPlace(entry, place);
   }
 
   /** How to reach an offset in a region. */

@@ -162,6 +162,12 @@ test('what the switch refuses ends a command with code 1 and its reason', async 
     [['fdb', '--port', 'vm9'], /^vireo: no port .*vm9/],
     [['fdb', 'flush', '--port', 'vm9'], /^vireo: no port .*vm9/],
   ];
+  // A port whose other end isn't there yet is added, and says so.
+  assert.equal(
+    await up.run('port', 'add', 'to-lab=patch:from-lab'),
+    "port to-lab is patch:from-lab, but: the other end, patch port from-lab, isn't there\n",
+  );
+  assert.equal(await up.run('port', 'del', 'to-lab'), 'port to-lab removed\n');
   const wrong: [args: string[], stderr: RegExp][] = [
     [['port', 'set', 'vm1', 'isolated=often'], /^vireo: isolated: expected true or false, found "often"/],
     [['port', 'set', 'vm1', 'queues=2'], /^vireo: queues: expected a field that can be set/],
