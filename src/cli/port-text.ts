@@ -1,4 +1,5 @@
 /** A port as `vireo port show` tells it to a person: sections, each with what there is to say. */
+import { kebab } from '../switch/keys.ts';
 import type { BondMemberStatus, PortDetail, RstpPortStatus, SizeCounts } from '../switch/types.ts';
 import { bytes, count, pairs, table } from './table.ts';
 
@@ -19,7 +20,7 @@ const groupsText = ({ joined, limit, refused }: NonNullable<PortDetail['groups']
 /** The rules of a port, as `isolated=true`. */
 export const rulesText = ({ rules }: PortDetail): string =>
   Object.entries(rules)
-    .map(([field, value]) => `${field.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}=${value}`)
+    .map(([field, value]) => `${kebab(field)}=${value}`)
     .join(' ');
 
 /** A port in sections; those with nothing to say are left out. */

@@ -20,7 +20,8 @@ import {
   visit,
 } from 'yaml';
 import { SwitchError } from './errors.ts';
-import { examineSwitchOptions, fieldName, type Problem } from './spec.ts';
+import { fieldName, type Problem } from './problems.ts';
+import { examineSwitchOptions } from './spec.ts';
 import type { SwitchOptions } from './types.ts';
 
 /** Bytes. A switch of 256 ports takes a tenth of it. */

@@ -1,10 +1,9 @@
 /**
  * What a person may configure, checked once for the library, the command line, the file and the API: the
- * schemas of a port and of a switch, and a port's form in one line, `NAME=TYPE:TARGET[,key=value…]`.
+ * schemas of a port, in one line too (one-line.ts), and of a switch with all that it has.
  *
- * A value is checked as a whole and every fault is told: where it is, what was expected, what was found.
- * Keys of the one-line form are kebab-case (`max-addresses`), those of objects camelCase (`maxAddresses`).
- * A comma that belongs to the target is written twice there, as in QEMU's options.
+ * A value is checked as a whole and every fault is told: where it is, what was expected, what was found
+ * (problems.ts).
  */
 import { z } from 'zod';
 import { MOST_MEMBERS, memberFault, membersOf } from '../bond/members.ts';
@@ -18,7 +17,10 @@ import { MAX_MTU, MIN_MTU } from '../virtio/net-config.ts';
 import { DEFAULT_BRIDGE } from './bridges.ts';
 import { SwitchError } from './errors.ts';
 import { groupAddress } from './groups.ts';
+import { camel, kebab } from './keys.ts';
 import { mirrorFaults } from './mirrors.ts';
+import { EXAMPLE, splitPort, typed } from './one-line.ts';
+import { didYouMean, MOST_UNKNOWN_KEYS, type Problem, problemsOf, refuse } from './problems.ts';
 import { expected, show, stationAddress, wholeNumber } from './schema.ts';
 import type {
   AddressSpec,
@@ -32,17 +34,6 @@ import type {
   SwitchOptions,
 } from './types.ts';
 
-/** One fault of a configuration. */
-export interface Problem {
-  /** The way to the faulty value, e.g. `['ports', 0, 'role']`; empty for the value as a whole. */
-  path: (string | number)[];
-  /** True when the key at the end of `path` is at fault, not its value. */
-  unknownKey: boolean;
-  /** What was expected and what was found, without the field's name. */
-  message: string;
-}
-
-const EXAMPLE = 'vm1=vhost-user:/tmp/vm1.sock,role=client';
 /** Bytes of a path in `struct sockaddr_un`, the final zero apart: unix(7). */
 const MAX_SOCKET_PATH = 107;
 const PCAP_MODES = ['read', 'write'] as const;
@@ -51,8 +42,6 @@ const quoted = (words: readonly string[]) => words.map((word) => `"${word}"`).jo
 const MODES_TOLD = `${quoted(PCAP_MODES)} (pcap), or ${quoted(BOND_MODES)} (bond)`;
 const MAX_ADDRESSES = 65_536;
 const MAX_PORTS = 2048;
-/** Unknown keys and words are told up to here: whoever sends more has another problem. */
-const MOST_UNKNOWN_KEYS = 20;
 /** As in DPDK's vhost library. */
 const MAX_QUEUE_PAIRS = 128;
 
@@ -296,7 +285,7 @@ export const portSpecSchema = z.preprocess(
   (value, context) => {
     if (typeof value !== 'string') return value;
     try {
-      return split(value);
+      return splitPort(value);
     } catch (error) {
       context.issues.push({ code: 'custom', message: (error as Error).message, input: value });
       return value;
@@ -494,112 +483,21 @@ export const switchOptionsSchema = switchObject.superRefine((options, context) =
   context.addIssue({ code: 'custom', path: ['cpus'], message });
 });
 
-const camel = (key: string) => key.replace(/-([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
-const kebab = (key: string) => key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
-
-/**
- * The fields of a port's one-line form, as yet unchecked. Throws an Error that says what is wrong with the form.
- */
-function split(text: string): Record<string, unknown> {
-  if (text.length > 1024 || text.includes('\0')) {
-    throw new Error(`expected at most 1024 characters, none of them zero, such as "${EXAMPLE}"`);
-  }
-  // A doubled comma belongs to the value: it is put aside as the character that no value holds.
-  const parts = text.replaceAll(',,', '\0').split(',');
-  const [head = '', ...options] = parts.map((part) => part.replaceAll('\0', ','));
-  const match = /^([^=]*)=([^:]*):(.*)$/s.exec(head);
-  if (match === null) throw new Error(`expected NAME=TYPE:TARGET, such as "${EXAMPLE}", found ${show(head)}`);
-
-  const fields: Record<string, unknown> = { name: match[1], type: match[2], target: match[3] };
-  let last = '';
-  for (const option of options) {
-    // A list goes on with words that have a sign, which no key has: features=-packed,-in-order.
-    if (last === 'features' && /^[+-]/.test(option)) {
-      fields.features = `${fields.features},${option}`;
-      continue;
-    }
-    const [, key, value] = /^([^=]+)=(.*)$/s.exec(option) ?? [];
-    if (key === undefined || value === undefined) {
-      throw new Error(`expected key=value after a comma, such as "${EXAMPLE}", found ${show(option)}`);
-    }
-    const field = camel(key);
-    if (Object.hasOwn(fields, field))
-      throw new Error(`expected ${key} once, found it again as ${show(option)}`);
-    Object.defineProperty(fields, field, { value: typed(value), enumerable: true, writable: true });
-    last = field;
-  }
-  return fields;
-}
-
-/** A value in text: what looks like a number or a truth value is one. */
-function typed(value: string): unknown {
-  if (/^-?\d+$/.test(value)) return Number(value);
-  return value === 'true' || value === 'false' ? value === 'true' : value;
-}
-
-/** Edits (a letter more, less or another) from one word to the other. */
-function distance(from: string, to: string): number {
-  let row = Array.from({ length: to.length + 1 }, (_, column) => column);
-  for (let i = 1; i <= from.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= to.length; j++) {
-      const other = row[j - 1]! + (from[i - 1] === to[j - 1] ? 0 : 1);
-      next.push(Math.min(other, row[j]! + 1, next[j - 1]! + 1));
-    }
-    row = next;
-  }
-  return row[to.length]!;
-}
-
-/** What an unknown key was perhaps meant to be, as the end of a sentence. */
-function didYouMean(key: string, known: string[]): string {
-  const plain = (word: string) => word.toLowerCase().replace(/[_-]/g, '');
-  const near = known
-    .map((word) => ({ word, edits: key.length > 40 ? 40 : distance(plain(key), plain(word)) }))
-    .sort((a, b) => a.edits - b.edits)[0];
-  if (near !== undefined && near.edits <= 2) return `did you mean ${near.word}?`;
-  return `expected one of ${known.join(', ')}`;
-}
-
-/** Known keys in a list of the switch's that isn't that of its ports. */
-const KEYS_IN = { bridges: bridgeKeys, fdb: addressKeys, groups: groupKeys, mirrors: mirrorKeys };
-
-/** The faults that a schema found in a value whose keys are `rootKeys`, each told once. */
-function problemsOf(error: z.ZodError, rootKeys: string[]): Problem[] {
-  const problems = new Map<string, Problem>();
-  const add = (problem: Problem) => problems.set(JSON.stringify([problem.path, problem.message]), problem);
-  for (const issue of error.issues) {
-    const path = issue.path as (string | number)[];
-    if (issue.code !== 'unrecognized_keys') {
-      add({ path, unknownKey: false, message: issue.message });
-      continue;
-    }
-    const known = path.length === 0 ? rootKeys : (KEYS_IN[path[0] as keyof typeof KEYS_IN] ?? portKeys);
-    for (const key of issue.keys.slice(0, MOST_UNKNOWN_KEYS)) {
-      add({ path: [...path, key], unknownKey: true, message: `unknown key, ${didYouMean(key, known)}` });
-    }
-  }
-  return [...problems.values()];
-}
-
-/** The field as people write it: `ports[0].role`; empty for the value as a whole. */
-export function fieldName(path: (string | number)[]): string {
-  return path
-    .map((key, depth) => (typeof key === 'number' ? `[${key}]` : depth === 0 ? key : `.${key}`))
-    .join('');
-}
-
-function refuse(problems: Problem[]): never {
-  const told = problems.map(({ path, message }) => (path.length > 0 ? `${fieldName(path)}: ` : '') + message);
-  throw new SwitchError('BAD_SPEC', told.join('; '), fieldName(problems[0]?.path ?? []) || undefined);
-}
+/** Known keys in the lists of a switch. */
+const KEYS_IN = {
+  ports: portKeys,
+  bridges: bridgeKeys,
+  fdb: addressKeys,
+  groups: groupKeys,
+  mirrors: mirrorKeys,
+};
 
 /** Checks the options of a whole switch without throwing: the options, or all that is wrong with them. */
 export function examineSwitchOptions(value: unknown): SwitchOptions | Problem[] {
   const result = switchOptionsSchema.safeParse(value);
   return result.success
     ? (result.data as SwitchOptions)
-    : problemsOf(result.error, Object.keys(switchObject.shape));
+    : problemsOf(result.error, Object.keys(switchObject.shape), KEYS_IN);
 }
 
 /** The options of a switch, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
@@ -664,35 +562,36 @@ export function changePortSpec(spec: PortSpec, change: unknown): PortSpec {
     if (SETTABLE.includes(field)) continue;
     const why = portKeys.includes(field)
       ? `expected a field that can be set while the port is there (${SETTABLE.join(', ')}): remove the port and add it anew`
-      : `unknown key, ${didYouMean(field, [...SETTABLE])}`;
+      : `unknown key, ${didYouMean(field, SETTABLE)}`;
     throw new SwitchError('BAD_SPEC', `${field.slice(0, 60)}: ${why}`, field.slice(0, 60));
   }
   const merged = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== null);
   return checkPortSpec(Object.fromEntries(merged));
 }
 
+function checked<T>(schema: z.ZodType, keys: readonly string[], value: unknown): T {
+  const result = schema.safeParse(value);
+  return result.success ? (result.data as T) : refuse(problemsOf(result.error, keys));
+}
+
 /** A bridge, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
 export function checkBridgeSpec(value: unknown): BridgeSpec {
-  const result = bridgeSchema.safeParse(value);
-  return result.success ? (result.data as BridgeSpec) : refuse(problemsOf(result.error, bridgeKeys));
+  return checked<BridgeSpec>(bridgeSchema, bridgeKeys, value);
 }
 
 /** An address to be entered, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
 export function checkAddressSpec(value: unknown): AddressSpec {
-  const result = addressObject.safeParse(value);
-  return result.success ? (result.data as AddressSpec) : refuse(problemsOf(result.error, addressKeys));
+  return checked<AddressSpec>(addressObject, addressKeys, value);
 }
 
 /** A port to be entered into a group, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
 export function checkGroupSpec(value: unknown): GroupSpec {
-  const result = groupObject.safeParse(value);
-  return result.success ? (result.data as GroupSpec) : refuse(problemsOf(result.error, groupKeys));
+  return checked<GroupSpec>(groupObject, groupKeys, value);
 }
 
 /** A mirror, checked by itself. Throws SwitchError `BAD_SPEC` that names every faulty field. */
 export function checkMirrorSpec(value: unknown): MirrorSpec {
-  const result = mirrorObject.safeParse(value);
-  return result.success ? (result.data as MirrorSpec) : refuse(problemsOf(result.error, mirrorKeys));
+  return checked<MirrorSpec>(mirrorObject, mirrorKeys, value);
 }
 
 /** The bridge with some fields set anew, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
@@ -724,19 +623,5 @@ const captureObject = z.strictObject(
 
 /** What to capture, checked but for its filter. Throws SwitchError `BAD_SPEC` that names every faulty field. */
 export function checkCaptureOptions(value: unknown): CaptureOptions {
-  const result = captureObject.safeParse(value);
-  if (result.success) return result.data as CaptureOptions;
-  return refuse(problemsOf(result.error, Object.keys(captureObject.shape)));
-}
-
-/** The one-line form of a port; `parsePortSpec` reads it back. */
-export function formatPortSpec(spec: PortSpec): string {
-  const { name, type, target, ...options } = spec;
-  const written = Object.entries(options)
-    .filter(([, value]) => value !== undefined)
-    .map(([key, value]) => {
-      const text = String(value);
-      return `,${kebab(key)}=${key === 'features' ? text : text.replaceAll(',', ',,')}`;
-    });
-  return `${name}=${type}:${target.replaceAll(',', ',,')}${written.join('')}`;
+  return checked<CaptureOptions>(captureObject, Object.keys(captureObject.shape), value);
 }

@@ -6,7 +6,8 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { ConfigError, parseConfig, readConfig } from '../../src/switch/config.ts';
 import { SwitchError } from '../../src/switch/errors.ts';
-import { checkPortSpec, checkSwitchOptions, formatPortSpec, parsePortSpec } from '../../src/switch/spec.ts';
+import { formatPortSpec } from '../../src/switch/one-line.ts';
+import { checkPortSpec, checkSwitchOptions, parsePortSpec } from '../../src/switch/spec.ts';
 import type { PortSpec } from '../../src/switch/types.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'vireo-config-'));

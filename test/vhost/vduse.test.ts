@@ -19,7 +19,8 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { createSwitch } from '../../src/index.ts';
 import { vduseFeatures } from '../../src/ports/features.ts';
-import { formatPortSpec, parsePortSpec } from '../../src/switch/spec.ts';
+import { formatPortSpec } from '../../src/switch/one-line.ts';
+import { parsePortSpec } from '../../src/switch/spec.ts';
 import { closeFd, eventfd, ioctlNumber, Notifier, openFds } from '../../src/sys/index.ts';
 import { openInflight } from '../../src/vhost/inflight.ts';
 import {
