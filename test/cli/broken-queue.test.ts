@@ -29,7 +29,7 @@ test('a broken queue is shown with what broke it, beside one that runs', async (
     assert.deepEqual([queues[0].error, queues[1].state], [null, 'broken']);
     assert.match(queues[1].error, new RegExp(why));
     const ports = await up.run('ports');
-    assert.match(ports, /^vm +broken /m);
+    assert.match(ports, /^vm +vhost-user +broken /m);
     assert.match(ports, new RegExp(why));
 
     await guest.restart(1);
