@@ -182,16 +182,27 @@ export class Pair {
     return done;
   }
 
-  /** Opens a channel for each queue pair; its end is told once, whichever comes first. Frames pass once it resolves. */
-  attach(ends: readonly EndSetup[], onEnd: (reason: string) => void): Promise<void> {
+  /**
+   * Opens a channel for each queue pair. The end of one is told once, whichever comes first: `onEnd`, or `onLost` where
+   * it was its thread's. Frames pass once it resolves.
+   */
+  attach(
+    ends: readonly EndSetup[],
+    { onEnd, onLost }: Record<'onEnd' | 'onLost', (reason: string) => void>,
+  ): Promise<void> {
     return this.#then(async () => {
       let ended = false;
-      const once = (reason: string) => {
-        if (!ended) onEnd(reason);
+      const once = (tell: (reason: string) => void) => (reason: string) => {
+        if (!ended) tell(reason);
         ended = true;
       };
-      for (const [i, end] of ends.entries())
-        this.#channels.push(this.#seats[i]!.open(this.#queues[i]!, end, { onEnd: once }));
+      const events = { onEnd: once(onEnd), onLost: once(onLost) };
+      try {
+        for (const [i, end] of ends.entries())
+          this.#channels.push(this.#seats[i]!.open(this.#queues[i]!, end, events));
+      } catch (error) {
+        events.onLost((error as Error).message);
+      }
     });
   }
 

@@ -15,6 +15,8 @@ import { makeChannel } from './make-channel.ts';
 export interface ThreadSetup {
   module: WebAssembly.Module;
   memory: WebAssembly.Memory;
+  /** What it sleeps in: the control plane's, which closes it however the thread ends. */
+  epollFd: number;
   wakeFd: number;
 }
 
@@ -46,7 +48,7 @@ function run(setup: ThreadSetup, control: MessagePort): void {
     u32: new Uint32Array(setup.memory.buffer),
     transfer: fields(dataplane.layout, 'Transfer', ['messages', 'vectors', 'count', 'next', 'dropped']),
   };
-  const epoll = new Epoll();
+  const epoll = new Epoll(setup.epollFd);
   epoll.add(setup.wakeFd, EPOLLIN, WAKE);
   const channels = new Map<number, Channel>();
   const watched = new Map<number, number[]>();
@@ -117,7 +119,6 @@ function run(setup: ThreadSetup, control: MessagePort): void {
       else if ((tag & 3) === FED) channel?.fed();
     }
   }
-  epoll.close();
 }
 
 run(workerData as ThreadSetup, parentPort!);

@@ -167,7 +167,7 @@ export class Switch extends EventEmitter<SwitchEvents> {
     const onFailure = (error: Error) => void this.emit('error', error);
     const onError = (port: string, error: string) => void this.emit('portError', { port, error });
     const [arena, structures, ports] = [this.#arena, this.#structures, this.#ports];
-    this.#io = new IoThreads(arena, count, onFailure);
+    this.#io = new IoThreads(arena, count);
     const workers = new Workers(arena, structures, {
       count,
       cpus,

@@ -83,8 +83,9 @@ export class Epoll {
   readonly #found = new EpollEvents();
   readonly #event = pinned(16);
 
-  constructor() {
-    this.fd = check(libc.epollCreate(EPOLL_CLOEXEC), 'epoll_create1', '');
+  /** A new one, or that of another thread by its descriptor. */
+  constructor(fd = check(libc.epollCreate(EPOLL_CLOEXEC), 'epoll_create1', '')) {
+    this.fd = fd;
   }
 
   /** Waits for `events` on `fd`; `tag` (32 bits) comes back with them. EEXIST when it is here already. */
