@@ -64,8 +64,7 @@ export class VdusePort implements Port {
         },
       });
     } catch (error) {
-      kernel.close();
-      destroyDevice(spec.target);
+      giveBack(kernel, takeOver);
       throw error;
     }
     this.#session = new VduseSession({
@@ -81,7 +80,14 @@ export class VdusePort implements Port {
       },
       onReset: (reason) => this.#ringsChanged(reason),
     });
-    this.#session.start(takeOver);
+    try {
+      this.#session.start(takeOver);
+    } catch (error) {
+      // It answers no more from here on.
+      void this.#session.close().then(() => this.#device.close());
+      giveBack(kernel, takeOver);
+      throw error;
+    }
   }
 
   #fail(message: string): void {
@@ -170,6 +176,12 @@ export class VdusePort implements Port {
   }
 }
 
+/** Leaves the device as it was found: there, or not. */
+function giveBack(kernel: VduseDevice, takeOver: boolean): void {
+  kernel.close();
+  if (!takeOver) destroyDevice(kernel.name);
+}
+
 /** Makes and opens the device; `takeOver`: it was there, on the vDPA bus. */
 function openDevice(
   name: string,
@@ -195,8 +207,7 @@ function openDevice(
     if (takeOver) kernel.setConfig(config.config);
     else for (let index = 0; index < config.queues; index++) kernel.setUpQueue(index, MAX_RING);
   } catch (error) {
-    kernel.close();
-    if (!takeOver) destroyDevice(name);
+    giveBack(kernel, takeOver);
     if (takeOver && isSystemError(error, 'EPERM'))
       throw new Error(
         `the kernel has given ${path} up, since nobody answered for too long: \`vdpa dev del ${name}\`, then add the port again`,

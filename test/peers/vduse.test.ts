@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import type { PortDetail } from '../../src/switch/types.ts';
 import { skipWithout } from './available.ts';
-import { host, node, startDevicesGuest } from './devices-guest.ts';
+import { host, node, runInGuest, startDevicesGuest } from './devices-guest.ts';
 import { until } from './process.ts';
 import type { LinuxGuest } from './qemu.ts';
 
@@ -177,6 +177,9 @@ describe('a VDUSE port', { skip: skipWithout('qemu', 'kernelDevices') }, () => {
     await carrier(true);
     await ping();
   });
+
+  test('leaves nothing behind where it cannot begin', (t) =>
+    runInGuest(t, guest, 'dist/test/guest/vduse.js'));
 
   test('is destroyed with its port once it is off the bus, and made again for DPDK through vhost_vdpa', async () => {
     await guest.ok('vdpa dev del vdpa1', PATIENCE);
