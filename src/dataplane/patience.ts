@@ -5,15 +5,16 @@
  * From any other port they would be dropped there.
  *
  * A guest that takes nothing for PATIENCE seconds isn't waited for any more until it takes something. Frames to
- * several guests wait for nobody.
+ * several guests wait for nobody, those for a group of one neither.
  */
 import { exitOf, faceOf } from './bond';
 import { hasBuffers } from './device';
 import { lookup, MAC_MASK, NO_PORT } from './fdb';
-import { flowHash } from './flow';
-import { FLOWS, header, portAt, RUNNING, Vring } from './layout';
-import { fidOf } from './rules';
+import { header, portAt, Rules, RUNNING, Vring } from './layout';
+import { fidOf, reaches, rulesOf } from './rules';
 import { frameAt, NOWHERE, packetAt } from './scratch';
+import { ringOf } from './spread';
+import { fidBefore } from './vlan';
 
 const PATIENCE: u32 = 2;
 const GROUP: u64 = 1;
@@ -23,12 +24,14 @@ const BUFFER: u32 = 1500;
 /** How many frames of the burst from `source`, from the first one on, find buffers where they go. */
 export function fitting(source: Vring, count: u32): u32 {
   const from = faceOf(source.port);
-  const fid = fidOf(portAt(from).bridge);
+  const rules = rulesOf(from);
+  const bridge = portAt(from).bridge;
   let last: u32 = 0;
   let wanted: u32 = 0;
   for (let i: u32 = 0; i < count; i++) {
     const packet = packetAt(i);
-    const ring = packet.destination == NOWHERE ? 0 : <u32>ringOf(from, fid, frameAt(i), packet.length);
+    const fid = changetype<usize>(rules) == 0 ? fidOf(bridge) : fidBefore(rules, bridge, i);
+    const ring = packet.destination == NOWHERE ? 0 : <u32>waitsAt(from, rules, fid, frameAt(i), packet.length);
     if (ring == 0) continue;
     // A burst for each guest: what it wants is one number then.
     if (last != 0 && ring != last) return i;
@@ -44,14 +47,12 @@ export function fitting(source: Vring, count: u32): u32 {
 }
 
 /** The ring that a frame for one guest goes to; 0: it is for several, or nobody. */
-function ringOf(from: u32, fid: u32, frame: usize, length: u32): usize {
+function waitsAt(from: u32, rules: Rules, fid: u32, frame: usize, length: u32): usize {
   const destination = load<u64>(frame) & MAC_MASK;
   const index = destination & GROUP ? NO_PORT : lookup(destination, fid);
   if (index == NO_PORT || index == from) return 0;
-  const port = portAt(exitOf(index, frame, length));
-  if (port.pairs == 0) return 0;
-  if (port.pairs == 1) return port.ring;
-  return <usize>load<u32>(port.table + (<usize>(flowHash(frame, length) & (FLOWS - 1)) << 2));
+  if (changetype<usize>(rules) != 0 && !reaches(rules, index)) return 0;
+  return ringOf(portAt(exitOf(index, frame, length)), frame, length);
 }
 
 /** Is a ring without so many buffers to be waited for? */

@@ -98,14 +98,28 @@ function entryOf(frame: usize): u32 {
   return load<u16>(frame - HASH, 4) == 0 ? FLOWS : load<u32>(frame - HASH) & (FLOWS - 1);
 }
 
+/** The ring, of several, that a frame goes to; `rss`: its hash was taken. */
+@inline
+function ringFor(port: Port, frame: usize, length: u32, rss: bool): u32 {
+  const entry = rss ? entryOf(frame) : flowHash(frame, length) & (FLOWS - 1);
+  return load<u32>(port.table + ((<usize>entry) << 2));
+}
+
+/** The ring that a frame for a port will go to; 0: nobody is there. */
+export function ringOf(port: Port, frame: usize, length: u32): usize {
+  if (port.pairs == 0) return 0;
+  if (port.pairs == 1) return port.ring;
+  const reception = changetype<Reception>(port.reception);
+  const rss = changetype<usize>(reception) != 0 && reception.rss != 0;
+  if (rss) hashFrame(reception, frame, length);
+  return <usize>ringFor(port, frame, length, rss);
+}
+
 function spread(port: Port, count: u32, every: bool, rss: bool): void {
-  const table = port.table;
   for (let i: u32 = 0; i < count; i++) {
     const which = every ? i : load<u32>(listSlot(i));
-    const frame = frameAt(which);
-    const entry = rss ? entryOf(frame) : flowHash(frame, packetAt(which).length) & (FLOWS - 1);
     store<u32>(spreadSlot(i), which);
-    store<u32>(spreadSlot(i), load<u32>(table + ((<usize>entry) << 2)), 4);
+    store<u32>(spreadSlot(i), ringFor(port, frameAt(which), packetAt(which).length, rss), 4);
   }
   // A burst for each ring that occurs, in the order of the frames.
   for (let i: u32 = 0; i < count; i++) {

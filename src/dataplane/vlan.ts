@@ -75,6 +75,14 @@ export function addedTag(which: u32): u32 {
   return noted && noteAt(which).form != 0 && !(noteAt(which).tci & CAME_TAGGED) ? TAG : 0;
 }
 
+/** The filtering identifier that a frame from a port with these rules on `bridge` will have, before classify(). */
+export function fidBefore(rules: Rules, bridge: u32, which: u32): u32 {
+  if (!(rules.ingress & STAGE_VLAN)) return bridge << VLAN_BITS;
+  const vid = vlanOf(rules, which);
+  // Nobody is in VLAN 4095.
+  return (bridge << VLAN_BITS) | (isMember(changetype<Vlans>(rules.vlans), vid) ? vid : VID);
+}
+
 /** Finds the VLANs of the first `count` frames of the burst, which came from a port on `bridge`. */
 export function classify(rules: Rules, bridge: u32, count: u32): void {
   const vlans = changetype<Vlans>(rules.vlans);

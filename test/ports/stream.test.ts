@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { createConnection, createServer, type Socket } from 'node:net';
 import { test } from 'node:test';
-import { createSwitch, type Role, type Switch } from '../../src/index.ts';
+import { createSwitch, type PortSpec, type Role, type Switch } from '../../src/index.ts';
 import { openFds } from '../../src/sys/index.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
@@ -145,6 +145,50 @@ test('frames wait for a guest without buffers, until it takes nothing for second
   }
   assert.equal(vswitch.port('a').drops.ringFull, drops.ringFull);
 });
+
+/** The same frame with a tag of 802.1Q. */
+const tagged = (bytes: Buffer, vlan: number): Buffer =>
+  Buffer.concat([bytes.subarray(0, 12), Buffer.from([0x81, 0, vlan >> 8, vlan & 255]), bytes.subarray(12)]);
+
+const LEARNED = 600;
+const asIs = (bytes: Buffer): Buffer => bytes;
+const arrangements: [name: string, Partial<Record<'s' | 'a' | 'bond', Partial<PortSpec>>>, from: typeof asIs][] = [
+  ['in its VLAN', { s: { vlan: 10 }, a: { vlan: 10 } }, asIs],
+  ['in a VLAN of a trunk', { s: { trunk: '10+20' }, a: { vlan: 20 } }, (bytes) => tagged(bytes, 20)],
+  ['in the native VLAN of a trunk', { s: { trunk: '10+20', native: 10 }, a: { vlan: 10 } }, asIs],
+  ['on another bridge', { s: { bridge: 'two' }, a: { bridge: 'two' } }, asIs],
+  ['behind a bond', { bond: { target: 'a+b' } }, asIs],
+  ['behind a bond, by flows, in a VLAN', { s: { vlan: 10 }, bond: { target: 'a+b', mode: 'balance', vlan: 10 } }, asIs],
+  ['from a member of a bond', { a: { vlan: 10 }, bond: { target: 's+b', vlan: 10 } }, asIs],
+]; // biome-ignore format: a table
+for (const [name, fields, from] of arrangements) {
+  test(`frames wait for a guest without buffers ${name}`, async (t) => {
+    const path = sockets(t);
+    await using vswitch = await createSwitch({
+      bridges: [{ name: 'two' }],
+      ports: [
+        { ...guest('a', path('a')), ...fields.a },
+        guest('b', path('b')),
+        { ...stream(path('s')), ...fields.s },
+        ...(fields.bond ? [{ name: 'bond', type: 'bond', ...fields.bond } as PortSpec] : []),
+      ],
+    });
+    await using slow = await VirtioUser.open({ path: path('a'), queueSize: 64 });
+    const peer = await Peer.dial(path('s'));
+    await up(vswitch);
+    // Where it is is known, in its VLAN.
+    await until(() => {
+      slow.send(frame(BROADCAST, mac(1)));
+      return peer.frames.length > 0;
+    }, 'it is known');
+    for (let i = 0; i < LEARNED; i++) peer.socket.write(framed(from(frame(mac(1), mac(9), 1514, i))));
+    for (let i = 0; i < LEARNED; i++) {
+      const bytes = await until(() => slow.receive(), `frame ${i} comes`);
+      assert.ok(frame(mac(1), mac(9), 1514, i).equals(bytes), `frame ${i}`);
+    }
+    assert.equal(vswitch.port('a').txDrops, 0);
+  });
+}
 
 test('a burst in one piece arrives in order, and a peer that reads nothing holds up nobody', async (t) => {
   const path = sockets(t);
