@@ -1,8 +1,9 @@
 /**
- * Frames that wait for their time, in memory of a port: copied as a whole, in order, each behind when it may go on,
- * its length and its virtio-net header. The memory is what bounds them: a frame that finds no room doesn't wait.
+ * Frames that wait, in memory of a port or a ring: copied as a whole, in order, each behind when it may go on, its
+ * length and its virtio-net header. The memory is what bounds them: a frame that finds no room doesn't wait.
  *
- * Frames that may go become the worker's burst again: load() each, send them on, then drop() them.
+ * Frames that may go become the worker's burst again: pop() each, beginPopped(), and send them on. Where it isn't sure
+ * that they go, peek() at them instead, and forget() those that went.
  */
 import { copy64 } from './copy';
 import { leftUndone, undone, writeFrame } from './frames';
@@ -17,9 +18,11 @@ const OFFLOAD: usize = 12;
 const HEADER: u32 = 12;
 
 @inline function entryLength(length: u32): u32 { return (FRAME + length + 31) & ~31; }
-@inline function oldest(fifo: Fifo): usize {
-  return fifo.at + (fifo.head == fifo.size || load<u32>(fifo.at + fifo.head, LENGTH) == 0 ? 0 : fifo.head);
+/** The entry at `offset`; the first one where there is none before the end of the room. */
+@inline function entryAt(fifo: Fifo, offset: u32): usize {
+  return fifo.at + (offset == fifo.size || load<u32>(fifo.at + offset, LENGTH) == 0 ? 0 : offset);
 }
+@inline function oldest(fifo: Fifo): usize { return entryAt(fifo, fifo.head); }
 
 @inline export function timeOf(fifo: Fifo): u64 { return load<u64>(oldest(fifo)); }
 @inline export function lengthOf(fifo: Fifo): u32 { return load<u32>(oldest(fifo), LENGTH); }
@@ -54,9 +57,12 @@ export function push(fifo: Fifo, packet: Packet, frame: usize, offload: u32, tim
 /** What the frames that were loaded have left undone, all together. */
 let loaded: u32 = 0;
 
-/** Makes the oldest frame number `index` of this worker's burst and list, and forgets it: nobody else may push yet. */
-export function pop(fifo: Fifo, index: u32): void {
-  const at = oldest(fifo);
+/**
+ * Makes the frame whose entry is at `offset`, the oldest's or what this returned, number `index` of this worker's burst
+ * and list. Nobody else may push as long as it is.
+ */
+export function peek(fifo: Fifo, offset: u32, index: u32): u32 {
+  const at = entryAt(fifo, offset);
   const packet = packetAt(index);
   const length = load<u32>(at, LENGTH);
   packet.length = length;
@@ -69,15 +75,28 @@ export function pop(fifo: Fifo, index: u32): void {
   const frame = frameAt(index);
   store<u64>(frame - HEADER, load<u64>(at, FRAME - HEADER));
   store<u32>(frame - 4, load<u32>(at, FRAME - 4));
+  // What was kept is the header without a hash: none is reported (5.1.6.4.4).
   store<u64>(frame - HASH, 0);
   copy64(frame, packet.at);
   copy64(frame + 64, packet.at + 64);
   store<u32>(listSlot(index), index);
-  fifo.head = <u32>(at - fifo.at) + entryLength(length);
+  return <u32>(at - fifo.at) + entryLength(length);
+}
+
+/** The same for the oldest, which is forgotten. */
+export function pop(fifo: Fifo, index: u32): void {
+  fifo.head = peek(fifo, fifo.head, index);
   fifo.count -= 1;
 }
 
-/** Before the frames that were popped go on. */
+/** Forgets the oldest. */
+export function forget(fifo: Fifo): void {
+  const at = oldest(fifo);
+  fifo.head = <u32>(at - fifo.at) + entryLength(load<u32>(at, LENGTH));
+  fifo.count -= 1;
+}
+
+/** Before the frames that were popped, or peeked at, go on. */
 export function beginPopped(): void {
   worker().skip = 0;
   leftUndone(loaded);

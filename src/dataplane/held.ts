@@ -3,24 +3,17 @@
  * front-end has been asked where it lies. Nobody waits for that answer: the frames are copied to room of the ring's
  * own, in order, and the worker that the ring is assigned to writes them as soon as the ring runs again.
  *
- * The room is a ring of frames, each behind its length and a virtio-net header of 12 bytes. What finds no room is
- * dropped, so a guest that never answers loses its own frames and nothing else. Under the ring's lock, as all that
- * transmit() does.
+ * What finds no room (fifo.ts) is dropped, so a guest that never answers loses its own frames and nothing else. Under
+ * the ring's lock, as all that transmit() does.
  */
-import { copy64 } from './copy';
-import { nothingUndone, undone, writeFrame } from './frames';
-import { BROKEN, BURST, drop, DROP_BROKEN, DROP_NO_GUEST, DROP_RING_FULL, Held, HELD_ROOM, Vring } from './layout';
-import { frameAt, HASH, listSlot, Packet, packetAt, pieceFrame, piecePacket, worker } from './scratch';
+import { beginPopped, forget, peek, push } from './fifo';
+import { undone } from './frames';
+import { BROKEN, BURST, drop, DROP_BROKEN, DROP_NO_GUEST, DROP_RING_FULL, Fifo, FIFO_STRIDE, HELD_ROOM, Vring } from './layout';
+import { frameAt, listSlot, Packet, packetAt, pieceFrame, piecePacket } from './scratch';
 import { cut, piece } from './segment';
 import { explainOut, watching } from './watch';
 
-/** Where the frame begins in its entry, behind length and header. */
-const FRAME: u32 = 16;
-const HEADER: u32 = 12;
-
-@inline function heldBy(vring: Vring): Held { return changetype<Held>(vring.held); }
-@inline function entry(vring: Vring, offset: u32): usize { return vring.held + offsetof<Held>() + offset; }
-@inline function entryLength(length: u32): u32 { return (FRAME + length + 15) & ~15; }
+@inline function heldBy(vring: Vring): Fifo { return changetype<Fifo>(vring.held); }
 
 /** Do frames wait for this ring? Those that come meanwhile are to wait behind them. */
 @inline export function holds(vring: Vring): bool {
@@ -66,31 +59,12 @@ function waits(vring: Vring, count: u32): bool {
 /** Copies a frame behind those that wait already. */
 function hold(vring: Vring, packet: Packet, frame: usize): void {
   const held = heldBy(vring);
-  const need = entryLength(packet.length);
   if (held.count == 0) {
-    held.head = 0;
-    held.tail = 0;
+    held.at = vring.held + FIFO_STRIDE;
+    held.size = HELD_ROOM;
   }
-  let tail = held.tail;
-  // From the oldest to the newest, then the room before the oldest; none of it where the two meet.
-  if (tail > held.head || held.count == 0) {
-    if (HELD_ROOM - tail < need) {
-      if (held.head < need) {
-        drop(vring, DROP_RING_FULL);
-        return;
-      }
-      if (tail < HELD_ROOM) store<u32>(entry(vring, tail), 0);
-      tail = 0;
-    }
-  } else if (held.head - tail < need) {
-    drop(vring, DROP_RING_FULL);
-    return;
-  }
-  const at = entry(vring, tail);
-  store<u32>(at, packet.length);
-  writeFrame(at + FRAME - HEADER, packet, frame, HEADER, worker().skip);
-  held.tail = tail + need;
-  held.count += 1;
+  // Nothing is left undone that the ring's guest doesn't take, or it would have been cut.
+  if (push(held, packet, frame, 0, 0) == 0) drop(vring, DROP_RING_FULL);
 }
 
 /** Makes the oldest frames that wait this worker's burst and its list; returns how many. None needs to be cut. */
@@ -98,25 +72,8 @@ export function beginResend(vring: Vring): u32 {
   const held = heldBy(vring);
   const count = min(held.count, BURST);
   let offset = held.head;
-  for (let i: u32 = 0; i < count; i++) {
-    offset = skipEnd(vring, offset);
-    const at = entry(vring, offset);
-    const packet = packetAt(i);
-    packet.length = load<u32>(at);
-    packet.single = 1;
-    packet.at = at + FRAME;
-    const frame = frameAt(i);
-    store<u64>(frame - HEADER, load<u64>(at, FRAME - HEADER));
-    store<u32>(frame - 4, load<u32>(at, FRAME - 4));
-    // What was kept is the header without a hash: none is reported (5.1.6.4.4).
-    store<u64>(frame - HASH, 0);
-    copy64(frame, packet.at);
-    copy64(frame + 64, packet.at + 64);
-    store<u32>(listSlot(i), i);
-    offset += entryLength(packet.length);
-  }
-  worker().skip = 0;
-  nothingUndone();
+  for (let i: u32 = 0; i < count; i++) offset = peek(held, offset, i);
+  beginPopped();
   resending = true;
   kept = 0;
   return count;
@@ -125,18 +82,7 @@ export function beginResend(vring: Vring): u32 {
 /** Forgets those of the burst that need not wait any more. */
 export function endResend(vring: Vring, count: u32): void {
   resending = false;
-  const held = heldBy(vring);
-  for (let i: u32 = kept; i < count; i++) {
-    const offset = skipEnd(vring, held.head);
-    held.head = offset + entryLength(load<u32>(entry(vring, offset)));
-    held.count -= 1;
-  }
-}
-
-/** The entry at `offset`; the first one where there is none before the end of the room. */
-@inline
-function skipEnd(vring: Vring, offset: u32): u32 {
-  return offset == HELD_ROOM || load<u32>(entry(vring, offset)) == 0 ? 0 : offset;
+  for (let i: u32 = kept; i < count; i++) forget(heldBy(vring));
 }
 
 /** Drops what waits for a ring that won't take it: it was disabled, or stopped. */

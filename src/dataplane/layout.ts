@@ -487,18 +487,7 @@ export class Region {
 export const ACCESS_READ: u32 = 1;
 export const ACCESS_WRITE: u32 = 2;
 
-/** Frames that wait for a ring (held.ts): entries from `head` to `tail` of the room behind this, or around its end. */
-@unmanaged
-export class Held {
-  /** Bytes from the room's start. */
-  head: u32;
-  tail: u32;
-  /** Frames. */
-  count: u32;
-  pad: u32;
-}
-
-/** Bytes of frames that may wait for a ring: eight of the largest. */
+/** Bytes of frames that may wait for a ring (held.ts), behind their Fifo: eight of the largest. */
 export const HELD_ROOM: u32 = 0x8_8000;
 
 /** The dirty log of a guest in migration (vhost-user, "Migration"); see log.ts. */
@@ -647,7 +636,7 @@ export class Vring {
   /** Why it is WAITING: the address without a translation, and what for. */
   missAccess: u32;
   missAddress: u64;
-  /** With an IOMMU: frames that wait for a translation (`Held`), of a ring that is written to; 0: none may. */
+  /** With an IOMMU: frames that wait for a translation (a Fifo and HELD_ROOM), of a ring that is written to; 0: none may. */
   held: usize;
   /** 1: the control plane was told that translations of the next buffers are missing, and hasn't looked yet. */
   asking: u32;
