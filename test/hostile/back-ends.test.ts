@@ -305,8 +305,8 @@ describe('a back-end that starts, and then lies in the rings', () => {
 
 describe('a back-end that takes commands', () => {
   const lies: [string, RegExp, (used: (index: number) => void, answer: (byte: number) => void) => void][] = [
-    ['says nothing', /command 2\.0: no answer within 1500 ms/, () => {}],
-    ['counts on', /command 2\.0: no answer within 1500 ms/, (used) => used(7)],
+    ['says nothing', /command 2\.0: no answer within \d+ ms/, () => {}],
+    ['counts on', /command 2\.0: no answer within \d+ ms/, (used) => used(7)],
     ['says that it is done, and writes nothing', /command 2\.0: the back-end says no \(238\)/, (used) => used(1)],
     ['answers what there is not', /command 2\.0: the back-end says no \(119\)/, (used, answer) => { answer(119); used(1); }],
   ]; // biome-ignore format: a table
@@ -328,33 +328,41 @@ describe('a back-end that takes commands', () => {
         return true;
       };
       const silent = says.source.includes('no answer');
-      // Opening it has to go well in the same time.
-      const timeout = silent ? 1500 : PATIENCE;
-      await against(lie, { control: true, timeout }, async (open, memory) => {
-        const device = await open;
-        const used = (index: number) => {
-          const bytes = Buffer.from([index & 255, index >> 8]);
-          writeSync(memory(), bytes, 0, 2, ring.used + 2);
-        };
-        const answer = (byte: number) => {
-          const bytes = Buffer.alloc(8);
-          readSync(memory(), bytes, 0, 8, ring.desc + 16);
-          writeSync(memory(), Buffer.of(byte), 0, 1, Number(bytes.readBigUInt64LE() - base));
-        };
-        const command = device.control!.setVlan(7, true);
-        // A turn later it lies in the ring.
-        await sleep(1);
-        act(used, answer);
-        await assert.rejects(command, says);
-        if (silent)
-          await assert.rejects(device.control!.setVlan(8, true), /an earlier command was never answered/);
-        assert.equal(device.send(frame), true);
-        const control = device.control!;
-        const waiting = assert.rejects(control.setVlan(9, true), VirtioUserError);
-        await device.close();
-        await waiting;
-        await assert.rejects(control.setVlan(9, true), { code: 'CLOSED' });
-      });
+      // Opening it has to go well in the same time: on a busy machine once more, with more of it.
+      let timeout = silent ? 500 : PATIENCE;
+      let served = false;
+      const attempt = () =>
+        against(lie, { control: true, timeout }, async (open, memory) => {
+          const device = await open.catch((error: Error) => {
+            if (silent && timeout < PATIENCE && error.message.includes('no answer from')) return undefined;
+            throw error;
+          });
+          if (!device) return;
+          served = true;
+          const used = (index: number) => {
+            const bytes = Buffer.from([index & 255, index >> 8]);
+            writeSync(memory(), bytes, 0, 2, ring.used + 2);
+          };
+          const answer = (byte: number) => {
+            const bytes = Buffer.alloc(8);
+            readSync(memory(), bytes, 0, 8, ring.desc + 16);
+            writeSync(memory(), Buffer.of(byte), 0, 1, Number(bytes.readBigUInt64LE() - base));
+          };
+          const command = device.control!.setVlan(7, true);
+          // A turn later it lies in the ring.
+          await sleep(1);
+          act(used, answer);
+          await assert.rejects(command, says);
+          if (silent)
+            await assert.rejects(device.control!.setVlan(8, true), /an earlier command was never answered/);
+          assert.equal(device.send(frame), true);
+          const control = device.control!;
+          const waiting = assert.rejects(control.setVlan(9, true), VirtioUserError);
+          await device.close();
+          await waiting;
+          await assert.rejects(control.setVlan(9, true), { code: 'CLOSED' });
+        });
+      for (; !served; timeout *= 2) await attempt();
     });
   }
 });
@@ -364,15 +372,15 @@ test('a device that connects again by itself, and a row of back-ends that lie: e
   const listenFd = listenUnix(path);
   const memories: number[] = [];
   let stopped = false;
-  // Every second one is honest at first, and lies in the rings once they run.
+  const told: string[] = [];
+  /** What the next ones do, until the device has told of it; undefined: they are honest. */
+  let next: { says: string; asked: number; act: (end: RawEnd, request: number) => void } | undefined;
   const serving = (async () => {
-    for (let connection = 0; !stopped; connection++) {
-      const round = connection >> 1;
-      const [, , act] = LIES[round % LIES.length]!;
-      const asked = R[ASKED[round % ASKED.length]!];
+    while (!stopped) {
+      const lying = told.some((words) => next && words.includes(next.says)) ? undefined : next;
       const lie: Lie = (end, { request }) => {
-        if (connection % 2 === 0 || request !== asked) return false;
-        act(end, request);
+        if (request !== lying?.asked) return false;
+        lying.act(end, request);
         return true;
       };
       await serve(
@@ -384,20 +392,34 @@ test('a device that connects again by itself, and a row of back-ends that lie: e
     }
   })();
   const reconnect = { initialDelay: 1, maxDelay: 20 };
-  const device = await VirtioUser.open({ path, timeout: 300, reconnect });
-  const told: string[] = [];
+  // The first one has to answer in that time, too: on a busy machine the next one may.
+  const open = (): Promise<VirtioUser> =>
+    VirtioUser.open({ path, timeout: IN_VAIN, reconnect }).catch((error: Error) => {
+      if (error.message.includes('no answer from the back-end')) return open();
+      throw error;
+    });
+  const device = await open();
   device.on('linkDown', ({ reason }) => told.push(`down: ${reason}`));
   device.on('error', ({ code, message }) => told.push(`${code}: ${message}`));
   const used = Math.ceil((16 * SIZE + 6 + 2 * SIZE) / 64) * 64;
+  // They are honest at first, and lie in the rings once those run; each second time the next one lies at a request.
   for (let round = 0; round < 2 * LIES.length; round++) {
-    const [, says] = LIES[round % LIES.length]!;
+    const [, says, act] = LIES[round % LIES.length]!;
+    next = { says, asked: R[ASKED[round % ASKED.length]!], act };
     writeSync(memories.at(-1)!, Buffer.from([44, 1]), 0, 2, used + 2);
     assert.deepEqual(device.receiveBurst(), []);
     assert.equal(device.linkUp, false);
     await until(() => device.linkUp, 'an honest back-end is taken');
+    next = undefined;
     assert.deepEqual(told.splice(0, 1), ['down: the back-end moved used.idx by 300, more than it was given']);
-    assert.equal(told.length, 1, told.join());
-    assert.ok(told[0]!.startsWith('BACKEND: ') && told.pop()!.includes(says), `${says}`);
+    const errors = told.splice(0);
+    assert.ok(
+      errors.some((words) => words.startsWith('BACKEND: ') && words.includes(says)),
+      `${says}: ${errors.join()}`,
+    );
+    // On a busy machine others may have been too slow.
+    for (const words of errors)
+      assert.ok(words.includes(says) || /no answer from the back-end/.test(words), words);
     assert.equal(device.send(frame), true, 'the rings began anew');
   }
   await device.close();
@@ -448,11 +470,11 @@ describe('a back-end of the generator', () => {
         await using generator = await Generator.open({ ports: [{ path, timeout: PATIENCE }] });
         const result = await generator.run(
           { mode: 'latency' },
-          { interval: 10, onProgress: ({ sent }) => void (sent > 0 && act(end!, memory())) },
+          // Nobody takes from the ring, so that it gets full.
+          { interval: 10, onProgress: ({ sent }) => void (sent === 1024 && act(end!, memory())) },
         );
         assert.equal(result.ended, 'fault');
         assert.match(result.fault!, fault);
-        // Nobody takes from the ring, so that it is full.
         assert.equal(result.sent, 1024);
       });
     });
