@@ -9,6 +9,7 @@ import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { frameOf, layout, type Segment } from '../support/ip.ts';
 import { Plane } from '../support/plane.ts';
 import { sockets } from '../support/sockets.ts';
+import { Traffic } from '../support/traffic.ts';
 import { until } from '../support/until.ts';
 
 const hello = frame(BROADCAST, mac(1));
@@ -264,6 +265,49 @@ test('a patch is down while its other end is away or leads elsewhere, and never 
   await b.close();
   await vswitch.close();
   assert.equal(openFds(), before);
+});
+
+test('a loop of patches without RSTP takes nothing from other bridges but time, and ends when it is cut', async (t) => {
+  const path = sockets(t);
+  const cables = ['x', 'y', 'z'];
+  await using vswitch = await createSwitch({
+    bridges: [{ name: 'one' }, { name: 'two' }],
+    ports: [
+      ...['h1', 'h2'].map((name) => ({ name, type: 'vhost-user' as const, target: path(name) })),
+      { name: 'a', type: 'vhost-user', target: path('a'), bridge: 'one' },
+      ...cables.flatMap((name) => [
+        { name: `${name}1`, type: 'patch' as const, target: `${name}2`, bridge: 'one' },
+        { name: `${name}2`, type: 'patch' as const, target: `${name}1`, bridge: 'two' },
+      ]),
+    ],
+  });
+  const healthy = await Traffic.start({ path: path('h1') }, { path: path('h2') });
+  await using a = await VirtioUser.open({ path: path('a') });
+  const patches = cables.flatMap((name) => [`${name}1`, `${name}2`]);
+  await until(() => patches.every((name) => vswitch.port(name).queues[0]!.enabled), 'the patches are up');
+  const round = () => vswitch.port('x1').rxPackets;
+  a.send(hello);
+  // It comes back by two others each time, until the rings are full.
+  await until(() => round() > 20_000, 'it goes round');
+  const before = round();
+  await healthy.flows(1000);
+  t.diagnostic(`${round() - before} frames by one patch while 1000 of the healthy pair came`);
+  // What an operator does meanwhile is done.
+  await vswitch.addPort({ name: 'b', type: 'vhost-user', target: path('b'), bridge: 'two' });
+  const b = await VirtioUser.open({ path: path('b') });
+  await until(() => b.receive(), 'it goes round there, too');
+  await b.close();
+  await vswitch.removePort('b');
+  assert.equal(vswitch.bridge('one').addresses, 1);
+  // One way is left, and none to come back by.
+  for (const name of ['y1', 'z2']) await vswitch.removePort(name);
+  let last = -1;
+  await until(() => {
+    const still = last === round();
+    last = round();
+    return still;
+  }, 'it has ended');
+  await healthy.stop();
 });
 
 /** A frame to 01-80-C2-00-00-0X, as LLDP's (0E) and LACP's (02) are. */
