@@ -67,7 +67,8 @@ A port is NAME=TYPE:TARGET[,key=value…]:
   bridge=NAME          the bridge that it is on, one of \`vireo bridge\` (default: default)
   features=-A,-B,+C    offers the guest less or more than by default, such as -packed,-in-order
   queues=N             most queue pairs of the guest, 1 to 128 (default)
-  mac=, mtu=, speed=   what the device says of itself to front-ends that ask for it; mtu is a limit for all${RULE_FORM}`;
+  mac=, mtu=, speed=   what the device says of itself to front-ends that ask for it; mtu is a limit for all
+  sealed=true          refuses guest memory that its owner could truncate; QEMU's memory-backend-memfd can't be${RULE_FORM}`;
 
 /** A port in its one-line form, its path made absolute: what runs the switch may be in another directory. */
 export async function readPort(text: string): Promise<PortSpec> {

@@ -89,6 +89,7 @@ export class VhostUserPort implements Port {
         ...offered,
         queuePairs,
         config: { mac: spec.mac, mtu: spec.mtu, speed: spec.speed },
+        sealed: spec.sealed,
         events: {
           onRings: () => {
             const broken = this.#device.queues.find((q) => q.error !== null);

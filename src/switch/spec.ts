@@ -139,7 +139,10 @@ interface Kind {
 }
 
 const KINDS: Record<PortType, Kind> = {
-  'vhost-user': { target: socketPath, options: ['role', 'features', 'queues', 'mac', 'mtu', 'speed'] },
+  'vhost-user': {
+    target: socketPath,
+    options: ['role', 'features', 'queues', 'mac', 'mtu', 'speed', 'sealed'],
+  },
   vduse: { target: deviceName, options: ['features', 'queues', 'mac', 'mtu', 'speed'] },
   tap: { target: interfaceName, options: ['queues'] },
   'af-packet': { target: interfaceName, options: ['queues'] },
@@ -185,6 +188,7 @@ const portObject = z.strictObject(
     mac: stationAddress.optional(),
     mtu: wholeNumber(MIN_MTU, MAX_MTU).optional(),
     speed: wholeNumber(1, 0x7fff_ffff, ' of Mbit/s').optional(),
+    sealed: z.boolean(expected('true or false')).optional(),
     options: passtOptions.optional(),
     vni: wholeNumber(0, 0xff_ffff).optional(),
     local: udpAddress.optional(),

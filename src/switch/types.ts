@@ -59,6 +59,8 @@ export interface PortSpec {
   mtu?: number;
   /** Mbit/s that the guest is told of; default: unknown. */
   speed?: number;
+  /** Refuses memory files that their owner could make shorter (docs/threat-model.md); default false. */
+  sealed?: boolean;
   /** Of `vxlan`: the number of the network, 0 to 16777215; default 0. */
   vni?: number;
   /** Of `vxlan`: the address and port of ours, such as `192.0.2.1` or `192.0.2.1:4789`; default: all, port 4789. */

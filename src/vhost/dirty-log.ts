@@ -3,8 +3,9 @@
  * bitmap in the arena, and the list by which the data plane finds the guest address of what it wrote (log.ts there).
  */
 import type { Arena, LogStruct, Range, Structures } from '../arena/index.ts';
-import { closeFd, fileInfo, sealAgainstShrink } from '../sys/index.ts';
+import { closeFd, fileInfo } from '../sys/index.ts';
 import type { MappedPlace } from './memory-table.ts';
+import { seal } from './sealed.ts';
 
 const PAGES_PER_BYTE = 8n;
 const PAGE = 4096n;
@@ -32,11 +33,11 @@ export class DirtyLog {
   readonly #most: number;
 
   /** Maps the log and closes its descriptor, whatever the outcome. Throws an Error that names what is wrong. */
-  constructor(arena: Arena, structures: Structures, { fd, offset, size }: LogFile) {
+  constructor(arena: Arena, structures: Structures, { fd, offset, size }: LogFile, sealedOnly = false) {
     this.#arena = arena;
     this.#structures = structures;
     try {
-      sealAgainstShrink(fd);
+      seal(fd, sealedOnly);
       // Looked at once it can't change any more, where it can't.
       const { pageSize, size: fileSize } = fileInfo(fd);
       if (fileSize < offset + size) throw new Error('the file of the log was made shorter');

@@ -55,7 +55,7 @@ export class DirtyLogging {
 
   /** Takes a log in place of the one before. Rejects with an Error that names what is wrong with it. */
   async set(setup: LogSetup): Promise<void> {
-    const log = new DirtyLog(this.#arena, this.#structures, setup);
+    const log = new DirtyLog(this.#arena, this.#structures, setup, this.#memory.sealedOnly);
     log.setRegions(this.#memory.places);
     const old = this.#log;
     this.#log = log;

@@ -12,8 +12,9 @@
 import { constants, fstatSync, ftruncateSync, mkdirSync, openSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { Arena, Range, VringStruct } from '../arena/index.ts';
-import { closeFd, fileInfo, memfd, sealAgainstShrink } from '../sys/index.ts';
+import { closeFd, fileInfo, memfd } from '../sys/index.ts';
 import { type InflightLayout, ProtocolError } from './messages.ts';
+import { seal } from './sealed.ts';
 
 const VERSION = 1;
 const CACHE_LINE = 64;
@@ -95,14 +96,14 @@ export class Inflight {
   readonly #view: DataView;
 
   /** Maps the file and closes its descriptor, whatever the outcome. Throws an Error that names the reason. */
-  constructor(arena: Arena, layout: InflightLayout & { fd: number }, packed: boolean) {
+  constructor(arena: Arena, layout: InflightLayout & { fd: number }, packed: boolean, sealedOnly = false) {
     const { fd, offset, queues, queueSize } = layout;
     this.#arena = arena;
     this.packed = packed;
     this.queues = queues;
     this.queueSize = queueSize;
     try {
-      sealAgainstShrink(fd);
+      seal(fd, sealedOnly);
       const { pageSize, size: fileSize } = fileInfo(fd);
       if (fileSize < offset + layout.size) throw new Error('the file of notes was made shorter');
       const page = BigInt(pageSize);

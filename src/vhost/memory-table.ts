@@ -22,12 +22,11 @@ import {
   guardMemory,
   isSystemError,
   mapAnywhere,
-  sealAgainstShrink,
-  seals,
   unmapAnywhere,
 } from '../sys/index.ts';
 import type { MemoryRegion } from './device.ts';
 import type { PostcopyRegion } from './postcopy.ts';
+import { seal } from './sealed.ts';
 
 /** Kept free of guests that are mapped as a whole: the rings and windows of those that aren't. */
 const RESERVE = 128 << 20;
@@ -96,6 +95,8 @@ interface Pin {
 }
 
 export class MemoryTable {
+  /** Files that could be made shorter are refused. */
+  readonly sealedOnly: boolean;
   readonly #arena: Arena;
   readonly #structures: Structures;
   readonly #port: PortStruct;
@@ -103,10 +104,11 @@ export class MemoryTable {
   #regions: MappedRegion[] = [];
   readonly #pins = new Set<Pin>();
 
-  constructor(arena: Arena, structures: Structures, port: PortStruct) {
+  constructor(arena: Arena, structures: Structures, port: PortStruct, sealedOnly = false) {
     this.#arena = arena;
     this.#structures = structures;
     this.#port = port;
+    this.sealedOnly = sealedOnly;
     this.#list = arena.takeTable(structures.constant('MAX_REGIONS') * structures.constant('REGION_STRIDE'));
     port.set('regions', this.#list.start);
     port.set('regionCount', 0);
@@ -248,7 +250,7 @@ export class MemoryTable {
     const { guestAddress, userAddress, size, mmapOffset: offset, fd } = region;
     let keep = false;
     try {
-      const shrinks = !sealAgainstShrink(fd) && !seals(fd).shrink;
+      const shrinks = !seal(fd, this.sealedOnly);
       // Looked at once it can't change any more, where it can't: what was checked before may be gone by now.
       const { pageSize, size: fileSize, kind } = fileInfo(fd);
       // What the kernel maps by itself (VDUSE's bounce buffer) has no size, and no owner who could change it.

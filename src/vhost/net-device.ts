@@ -58,6 +58,8 @@ export interface NetDeviceContext {
   patient?: boolean;
   /** What the back-end owns of the device's configuration. */
   config?: DeviceLimits | undefined;
+  /** Memory files that could be made shorter are refused. */
+  sealed?: boolean | undefined;
   events: NetDeviceEvents;
 }
 
@@ -168,7 +170,7 @@ export class NetDevice implements VhostUserDevice {
   setInflight(layout: (InflightLayout & { fd: number }) | null): void {
     const s = this.#s;
     const old = s.inflight;
-    s.inflight = layout && new Inflight(s.arena, layout, this.packed);
+    s.inflight = layout && new Inflight(s.arena, layout, this.packed, s.memory.sealedOnly);
     for (const q of s.queues) q.vring.set('inflight', 0);
     old?.close();
   }
@@ -295,7 +297,7 @@ export class NetDevice implements VhostUserDevice {
 function newState(context: NetDeviceContext): NetState {
   const { arena, structures, workers, poller, events, slot, queuePairs } = context;
   const port = structures.port(slot);
-  const memory = new MemoryTable(arena, structures, port);
+  const memory = new MemoryTable(arena, structures, port, context.sealed);
   const flowCount = structures.constant('FLOWS');
   const queues: Queue[] = [];
   const config = new ConfigSpace(context.config ?? {}, queuePairs, context.features);

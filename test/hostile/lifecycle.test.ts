@@ -5,6 +5,8 @@ import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Arena, Structures } from '../../src/arena/index.ts';
 import { drain, ioctl, memfd, openFds, seals } from '../../src/sys/index.ts';
+import { DirtyLog } from '../../src/vhost/dirty-log.ts';
+import { Inflight } from '../../src/vhost/inflight.ts';
 import { Iotlb } from '../../src/vhost/iotlb.ts';
 import { MemoryTable } from '../../src/vhost/memory-table.ts';
 import { Workers } from '../../src/workers/workers.ts';
@@ -118,6 +120,44 @@ test('memory that can be made shorter is shown as unsealed, and a file that is t
     assert.equal(table.regions[0]!.sealed, i === 0);
   }
   table.close();
+  assert.equal(openFds(), fds, 'descriptors are closed');
+});
+
+test('a port that wants seals refuses each file that takes none, and takes the others', async () => {
+  const path = stage.path('sealed');
+  await stage.vswitch.addPort({ name: 'sealed', type: 'vhost-user', target: path, sealed: true });
+  const good = new RawGuest(path, stage.lease.poller);
+  await good.start();
+  assert.equal(stage.vswitch.port('sealed').memory[0]!.sealed, true);
+  await good.close();
+  const bad = new RawGuest(path, stage.lease.poller, { sealable: false });
+  await assert.rejects(bad.start());
+  await until(
+    () =>
+      stage.errors.some((error) =>
+        /^sealed .*region .*sealed=true: give the guest memory that takes seals/.test(error),
+      ),
+    'the port says why',
+  );
+  await bad.close();
+  await stage.vswitch.removePort('sealed');
+  stage.forget();
+  await stage.unharmed();
+
+  const arena = new Arena();
+  const structures = new Structures(arena);
+  const unsealable = () => memfd('unsealable', 1 << 20, { sealable: false });
+  const fds = openFds();
+  const log = { offset: 0n, size: 4096n };
+  assert.throws(
+    () => new DirtyLog(arena, structures, { ...log, fd: unsealable() }, true),
+    /could be made shorter/,
+  );
+  const notes = { offset: 0n, size: 1n << 20n, queues: 2, queueSize: 64 };
+  assert.throws(
+    () => new Inflight(arena, { ...notes, fd: unsealable() }, false, true),
+    /could be made shorter/,
+  );
   assert.equal(openFds(), fds, 'descriptors are closed');
 });
 

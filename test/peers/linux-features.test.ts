@@ -275,3 +275,24 @@ describe('unlike Linux guests', { skip: skipWithout('qemu', 'guestKernel') }, ()
     assert.deepEqual(faults, []);
   });
 });
+
+test('a guest of QEMU whose memory takes no seals is refused where the port wants them, and says how to', {
+  skip: skipWithout('qemu', 'guestKernel'),
+}, async () => {
+  const directory = scratch('sealed');
+  const target = `${directory.path}/a`;
+  const errors: string[] = [];
+  const vswitch = await createSwitch({ ports: [{ name: 'a', type: 'vhost-user', target, sealed: true }] });
+  vswitch.on('portError', ({ error }) => void errors.push(error));
+  let guest: LinuxGuest | undefined;
+  try {
+    guest = await LinuxGuest.start({ path: target, mac: '52:54:00:00:00:01', backend: 'seal=off' });
+    const says = /its file could be made shorter .* -object memory-backend-memfd,share=on/;
+    await until('the refusal', 60_000, async () => errors.some((error) => says.test(error)));
+    assert.deepEqual(vswitch.port('a').memory, []);
+  } finally {
+    await guest?.close();
+    await vswitch.close();
+    directory.remove();
+  }
+});
