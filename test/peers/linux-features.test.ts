@@ -194,7 +194,9 @@ describe('unlike Linux guests', { skip: skipWithout('qemu', 'guestKernel') }, ()
     const enabled = () => port('packed').queues.filter((queue) => queue.enabled).length;
     const taken = (index: number) =>
       port('packed').queues.find((queue) => queue.index === index)?.packets ?? 0;
-    for (const name of ['packed', 'split'] as const) await guests[name].ok('nuttcp -S -P 5100');
+    // The server listens some time after its program has gone to the background.
+    for (const name of ['packed', 'split'] as const)
+      await guests[name].ok('nuttcp -S -P 5100; until netstat -tln | grep -q :5100; do sleep 0.1; done');
     // Eight connections at once, one way and the other.
     const load = async () => {
       await guests.packed.ok(`nuttcp -t -P 5100 -N 8 -n 4m ${ipv4('split')}`);
