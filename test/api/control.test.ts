@@ -9,12 +9,8 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { ControlError, findSwitch } from '../../src/api/client.ts';
 import { controlDirectory, controlPath, probe, runningSwitches } from '../../src/api/path.ts';
-import {
-  type ControlLimits,
-  type ControlServer,
-  type SwitchControl,
-  serveControl,
-} from '../../src/api/server.ts';
+import type { SwitchControl } from '../../src/api/routes.ts';
+import { type ControlLimits, type ControlServer, serveControl } from '../../src/api/server.ts';
 import { SwitchError } from '../../src/switch/errors.ts';
 import {
   changeBridgeSpec,
