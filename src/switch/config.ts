@@ -36,6 +36,21 @@ interface Fault {
   message: string;
 }
 
+/** What the parser says of lines that don't stand where they belong, in words that only it knows. */
+const LAYOUT = new Set(['BAD_INDENT', 'BLOCK_AS_IMPLICIT_KEY', 'MULTILINE_IMPLICIT_KEY']);
+
+/** The faults of the text that the parser found, one for a place. */
+function textFaults({ errors, warnings }: Document.Parsed): Fault[] {
+  return [...errors, ...warnings]
+    .filter(({ pos }, i, all) => all.findIndex((other) => other.pos[0] === pos[0]) === i)
+    .map(({ pos, code, message }) => ({
+      pos,
+      message: LAYOUT.has(code)
+        ? `expected "key: value", indented as the lines that it belongs to, found something else (${message})`
+        : message,
+    }));
+}
+
 /** A file that can't be used; each line of the message is one fault, the file's name first. */
 export class ConfigError extends SwitchError {
   constructor(lines: string[], field?: string) {
@@ -144,7 +159,7 @@ export function parseConfig(text: string, file: string): SwitchOptions {
       logLevel: 'error',
       uniqueKeys: false,
     });
-    const faults: Fault[] = [...document.errors, ...document.warnings];
+    const faults = textFaults(document);
     if (faults.length === 0) faults.push(...repeatedKeys(document));
     if (faults.length > 0) {
       throw new ConfigError(

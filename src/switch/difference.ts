@@ -82,6 +82,17 @@ function namedDifference<T extends { name: string }>(
 /** The default one is always there, in a list or not. */
 const withDefault = (list: BridgeSpec[]) => [{ name: DEFAULT_BRIDGE }, ...list];
 
+/** Throws SwitchError `BAD_SPEC` where a port is to be on a bridge that isn't there. */
+function checkBridges(ports: readonly PortSpec[], bridges: readonly BridgeSpec[]): void {
+  const known = [...new Set(bridges.map(({ name }) => name))];
+  for (const [index, { name, bridge = DEFAULT_BRIDGE }] of ports.entries()) {
+    if (known.includes(bridge)) continue;
+    const field = `ports[${index}].bridge`;
+    const message = `${field}: expected a bridge that is there (${known.join(', ')}) for port ${name}, found ${JSON.stringify(bridge)}: name it under \`bridges\`, or add it before`;
+    throw new SwitchError('BAD_SPEC', message, field);
+  }
+}
+
 /**
  * What `wanted` asks of a switch that is as `current` says. Settings that `wanted` doesn't have stay as they are, and
  * so do all ports where it has no list of them. Throws SwitchError `BAD_SPEC` for what only a new start can change.
@@ -122,6 +133,8 @@ export function difference(current: SwitchOptions, wanted: SwitchOptions): Diffe
     settings,
   };
   if (wanted.ports === undefined) return { ...found, unchanged: [...there.keys()] };
+  // With a list of bridges, that they are among them is checked with it.
+  if (wanted.bridges === undefined) checkBridges(wanted.ports, withDefault(current.bridges ?? []));
   for (const spec of wanted.ports) {
     const before = there.get(spec.name);
     there.delete(spec.name);

@@ -448,9 +448,12 @@ const switchObject = z.strictObject(
     ageing: ageing.optional(),
     maxAddressesPerPort: wholeNumber(1, MAX_ADDRESSES).optional(),
     maxPorts: wholeNumber(1, MAX_PORTS).optional(),
-    bridges: z.array(bridgeSchema, expected('a list of bridges')).superRefine(checkNames).optional(),
+    bridges: z
+      .array(bridgeSchema, expected('a list of bridges, each behind a "-"'))
+      .superRefine(checkNames)
+      .optional(),
     ports: z
-      .array(portSpecSchema, expected('a list of ports'))
+      .array(portSpecSchema, expected('a list of ports, each behind a "-"'))
       // Also when a port is faulty elsewhere: all faults are told at once.
       .superRefine(checkDistinct, { when: () => true })
       .optional(),
@@ -475,7 +478,15 @@ export const switchOptionsSchema = switchObject.superRefine((options, context) =
     for (const { field, message } of faults)
       context.addIssue({ code: 'custom', path: ['mirrors', index, field], message });
   }
-  // Without a list of them those of the running switch count.
+  // Without a list of them those of the running switch count: so with bridges, below.
+  const names = ports && (ports as PortSpec[]).map(({ name }) => name);
+  for (const list of ['fdb', 'groups'] as const)
+    for (const [index, { port }] of (names && options[list] ? options[list] : []).entries()) {
+      if (names!.includes(port)) continue;
+      const there = names!.slice(0, 10).join(', ') || 'none';
+      const message = `expected a port that is there (${there}), found ${show(port)}`;
+      context.addIssue({ code: 'custom', path: [list, index, 'port'], message });
+    }
   const known = [DEFAULT_BRIDGE, ...(bridges ?? []).map(({ name }) => name)];
   for (const [index, { bridge }] of bridges === undefined ? [] : ((ports ?? []) as PortSpec[]).entries()) {
     if (bridge === undefined || known.includes(bridge)) continue;

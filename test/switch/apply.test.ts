@@ -107,6 +107,14 @@ test('what only a new start can change is refused before anything is done', asyn
       return true;
     });
   }
+  const lost = { ports: [port('a', path('a')), port('b', path('b'), { bridge: 'lba' })] };
+  await assert.rejects(
+    vswitch.apply(lost),
+    /ports\[1\]\.bridge: expected a bridge that is there \(default\) for port b, found "lba": name it under `bridges`/,
+  );
+  await vswitch.addBridge({ name: 'lba' });
+  assert.deepEqual((await vswitch.apply(lost)).added, ['b']);
+  assert.deepEqual((await vswitch.apply({ ports: [port('a', path('a'))] })).removed, ['b']);
   assert.equal(vswitch.ports().length, 1);
   // The defaults are no change.
   assert.deepEqual((await vswitch.apply({ workers: 1, poll: 'adaptive' })).settings, []);

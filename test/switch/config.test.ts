@@ -298,3 +298,44 @@ test('what is no configuration file is named', () => {
   const binary = write('binary.yaml', Buffer.from('name: a\nports:\n - \xff\xfe', 'latin1'));
   assert.match(told(binary), /^:3:4: expected text in UTF-8/);
 });
+
+test('what people write wrongly is told with its place, and with what to write', () => {
+  // Columns are checked above.
+  const told = (text: string) => faults(text).map((line) => line.replace(/:\d+: /, ': '));
+  const ports = (...lines: string[]) => told(['ports:', ...lines.map((line) => `  - ${line}`)].join('\n'));
+  const vm1 = '{ name: vm1, type: vhost-user, target: /tmp/a.sock';
+  assert.deepEqual(ports(`${vm1}, vlan: 10, trunk: 10+20 }`), [
+    'vireo.yaml:2: ports[0].trunk: expected none beside vlan=10, the one VLAN of the port, found 10+20',
+  ]);
+  assert.deepEqual(ports(`${vm1}, rate-in: 1Mbit }`, 'vm2=vhost-user:/tmp/b.sock,vlans=10'), [
+    'vireo.yaml:2: ports[0].rate-in: unknown key, did you mean rateIn?',
+    'vireo.yaml:3: ports[1].vlans: unknown key, did you mean vlan?',
+  ]);
+  assert.deepEqual(ports(`${vm1}, rateOut: 100, delayOut: 10 }`), [
+    'vireo.yaml:2: ports[0].rateOut: expected a rate of bits such as "100Mbit", 1kbit to 1000Gbit, found 100',
+    'vireo.yaml:2: ports[0].delayOut: expected a duration such as "10ms", 0ns to 60s, found 10',
+  ]);
+  assert.deepEqual(ports(`${vm1} }`, '{ name: vm1, type: vhost-user, target: /tmp/b.sock }'), [
+    'vireo.yaml:3: ports[1].name: expected a name of its own, found "vm1", which ports[0] has',
+  ]);
+  assert.deepEqual(told(`bridges: [name: lab]\nports:\n  - ${vm1}, bridge: Lab }`), [
+    'vireo.yaml:3: ports[0].bridge: expected one of the bridges default, lab, found "Lab"',
+  ]);
+  const entered =
+    'fdb:\n  - { mac: 52:54:00:12:34:56, port: vm2 }\ngroups:\n  - { group: 239.1.1.1, port: vm3 }';
+  assert.deepEqual(told(`ports:\n  - ${vm1} }\n${entered}`), [
+    'vireo.yaml:4: fdb[0].port: expected a port that is there (vm1), found "vm2"',
+    'vireo.yaml:6: groups[0].port: expected a port that is there (vm1), found "vm3"',
+  ]);
+  // Of ports that run.
+  assert.equal(parseConfig(entered, 'vireo.yaml').fdb!.length, 1);
+  assert.deepEqual(told('ports:\n  vm1:\n    type: vhost-user'), [
+    'vireo.yaml:2: ports: expected a list of ports, each behind a "-", found a map',
+  ]);
+  const [indented, ...others] = told('ports:\n- name: vm1\n  type: vhost-user\n   vlan: 10\n');
+  assert.match(
+    indented!,
+    /^vireo.yaml:3: expected "key: value", indented as the lines that it belongs to, found/,
+  );
+  assert.deepEqual(others, []);
+});
