@@ -121,9 +121,15 @@ export abstract class Channel {
   /** Moves up to a burst each way; true when something moved. Throws an Error that says why the channel is over. */
   run(): boolean {
     let moved = false;
-    if (this.readable && !this.starved && this.toSwitch()) {
-      this.#publish(this.queue.fromKernel);
-      moved = true;
+    if (this.readable && !this.starved) {
+      try {
+        moved = this.toSwitch();
+      } catch (error) {
+        // What came before that is for the switch now, not when a next channel has something.
+        this.#publish(this.queue.fromKernel);
+        throw error;
+      }
+      if (moved) this.#publish(this.queue.fromKernel);
     }
     if (this.writable && this.toKernel()) {
       this.#publish(this.queue.toKernel);

@@ -13,6 +13,9 @@ const RUNS: Record<string, [executions: number, hit: number]> = {
   control: [1000, 100],
   messages: [200, 0],
   captures: [4000, 0],
+  streams: [500, 0],
+  pdus: [4000, 0],
+  configurations: [100, 0],
 };
 
 for (const [target, [executions, least]] of Object.entries(RUNS)) {

@@ -6,10 +6,13 @@ import { randomPackedCase, randomSplitCase } from '../dataplane/random-rings.ts'
 import { IN_ORDER, INDIRECT, MERGEABLE, PACKED, type Plane } from '../support/plane.ts';
 import type { Random } from '../support/random.ts';
 import { captures } from './captures.ts';
+import { configurations } from './configurations.ts';
 import { commands } from './control.ts';
 import { lyingDevices } from './driver.ts';
 import { frames } from './frames.ts';
 import { messages } from './messages.ts';
+import { pdus } from './pdus.ts';
+import { streams } from './streams.ts';
 
 export interface Target {
   /** Runs once; throws when something is wrong. */
@@ -41,4 +44,7 @@ export const TARGETS: Readonly<Record<string, (makePlane: MakePlane) => Target |
   control: (makePlane) => ({ one: commands(makePlane) }),
   messages: () => messages(),
   captures: () => ({ one: captures }),
+  streams: (makePlane) => ({ one: streams(makePlane) }),
+  pdus: () => ({ one: pdus }),
+  configurations: () => ({ one: configurations }),
 };
