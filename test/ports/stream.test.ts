@@ -150,7 +150,21 @@ test('frames wait for a guest without buffers, until it takes nothing for second
 const tagged = (bytes: Buffer, vlan: number): Buffer =>
   Buffer.concat([bytes.subarray(0, 12), Buffer.from([0x81, 0, vlan >> 8, vlan & 255]), bytes.subarray(12)]);
 
-const LEARNED = 600;
+/** More frames than a guest has buffers for reach it, one after the other. */
+async function noneIsLost(peer: Peer, slow: VirtioUser, from: (bytes: Buffer) => Buffer): Promise<void> {
+  // Where it is is to be known, in its VLAN.
+  await until(() => {
+    slow.send(frame(BROADCAST, mac(1)));
+    return peer.frames.length > 0;
+  }, 'it is known');
+  const count = 600;
+  for (let i = 0; i < count; i++) peer.socket.write(framed(from(frame(mac(1), mac(9), 1514, i))));
+  for (let i = 0; i < count; i++) {
+    const bytes = await until(() => slow.receive(), `frame ${i} comes`);
+    assert.ok(frame(mac(1), mac(9), 1514, i).equals(bytes), `frame ${i}`);
+  }
+}
+
 const asIs = (bytes: Buffer): Buffer => bytes;
 const arrangements: [name: string, Partial<Record<'s' | 'a' | 'bond', Partial<PortSpec>>>, from: typeof asIs][] = [
   ['in its VLAN', { s: { vlan: 10 }, a: { vlan: 10 } }, asIs],
@@ -176,16 +190,31 @@ for (const [name, fields, from] of arrangements) {
     await using slow = await VirtioUser.open({ path: path('a'), queueSize: 64 });
     const peer = await Peer.dial(path('s'));
     await up(vswitch);
-    // Where it is is known, in its VLAN.
-    await until(() => {
-      slow.send(frame(BROADCAST, mac(1)));
-      return peer.frames.length > 0;
-    }, 'it is known');
-    for (let i = 0; i < LEARNED; i++) peer.socket.write(framed(from(frame(mac(1), mac(9), 1514, i))));
-    for (let i = 0; i < LEARNED; i++) {
-      const bytes = await until(() => slow.receive(), `frame ${i} comes`);
-      assert.ok(frame(mac(1), mac(9), 1514, i).equals(bytes), `frame ${i}`);
-    }
+    await noneIsLost(peer, slow, from);
+    assert.equal(vswitch.port('a').txDrops, 0);
+  });
+}
+
+for (const queue of [0, 1]) {
+  test(`frames wait for queue ${queue} of a guest, which its driver has asked for (RSS)`, async (t) => {
+    const path = sockets(t);
+    await using vswitch = await createSwitch({
+      ports: [{ ...guest('a', path('a')), features: '+ctrl-vq', queues: 2 }, stream(path('s'))],
+    });
+    const options = { queueSize: 64, queues: 2, control: true };
+    await using slow = await VirtioUser.open({ path: path('a'), ...options });
+    // Of frames that aren't IP no hash is taken.
+    const key = Buffer.alloc(40, 7);
+    await slow.control!.setRss({
+      hashTypes: 0x3f,
+      key,
+      unclassified: queue,
+      table: [0, 1],
+      transmitQueues: 2,
+    });
+    const peer = await Peer.dial(path('s'));
+    await up(vswitch);
+    await noneIsLost(peer, slow, asIs);
     assert.equal(vswitch.port('a').txDrops, 0);
   });
 }
