@@ -16,19 +16,44 @@ import { Random } from '../support/random.ts';
 import { sockets } from '../support/sockets.ts';
 import { until } from '../support/until.ts';
 
-/** Under load, for each kind of ring; from 50 on all messages are tried, else each third. */
-const KILLS = Number(process.env.VIREO_KILLS ?? 10);
-const EACH = KILLS >= 50 ? 1 : 3;
+/** Of a switch under load, each for both kinds of ring. Where it is said, all messages are tried, else each third. */
+const KILLS = Number(process.env.VIREO_KILLS ?? 50);
+const EACH = process.env.VIREO_KILLS ? 1 : 3;
 const program = join(root, 'dist/test/switch/crash-switch.js');
 const SIZE = 512;
+/** Milliseconds for traffic to flow again: a machine may have much else to do. */
+const PATIENCE = 60_000;
 /** One that sends, and those that it sends to: the more, the longer is a burst in work when the first has it. */
 const NAMES = ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'];
 
-/** A switch of two ports in a process of its own, ready. */
-async function start(at: (name: string) => string): Promise<Child> {
-  const child = new Child(process.execPath, [program, ...NAMES.map(at)]);
-  await child.waitFor('its ready line', 60_000, () => child.output.includes('ready') || undefined);
-  return child;
+/** Switches at the same sockets, one after the other, each to be killed. While one runs the next is loaded. */
+class Switches {
+  readonly #bridges: readonly string[];
+  #next: Child;
+  #current: Child | undefined;
+
+  /** `bridges`: the sockets of each. */
+  constructor(t: TestContext, ...bridges: string[][]) {
+    this.#bridges = bridges.map((sockets) => sockets.join());
+    this.#next = this.#load();
+    t.after(() => Promise.all([this.#next.end('SIGKILL'), this.#current?.end('SIGKILL')]));
+  }
+
+  #load(): Child {
+    return new Child(process.execPath, [program, ...this.#bridges]);
+  }
+
+  /** Resolves with the next one when it is ready. */
+  async start(): Promise<Child> {
+    const child = this.#next;
+    this.#current = child;
+    for (const word of ['loaded', 'ready']) {
+      await child.waitFor(`it to be ${word}`, 60_000, () => child.output.includes(word) || undefined);
+      if (word === 'loaded') child.write('go\n');
+    }
+    this.#next = this.#load();
+    return child;
+  }
 }
 
 /** Connects again; the switch may be killed meanwhile, and then it is the next one's turn. */
@@ -94,96 +119,112 @@ class Flow {
   }
 }
 
+/** Guests with one kind of rings on a bridge of their own: the first sends to all others, the second to the first. */
+class Guests {
+  readonly devices: VirtioUser[] = [];
+  readonly flows: Flow[] = [];
+
+  static async open(t: TestContext, paths: readonly string[], packed: boolean): Promise<Guests> {
+    const guests = new Guests();
+    const options = { packed, inflight: true, queueSize: SIZE, timeout: 60_000 };
+    for (const path of paths) {
+      const device = await VirtioUser.open({ path, ...options });
+      t.after(() => device.close());
+      guests.devices.push(device);
+    }
+    const [first, ...others] = guests.devices as [VirtioUser, ...VirtioUser[]];
+    guests.flows.push(
+      new Flow(first, others, frame(BROADCAST, mac(1), 9000)),
+      new Flow(others[0]!, [first], frame(mac(1), mac(2), 200)),
+    );
+    return guests;
+  }
+
+  /** The one that sends last: what it had in work would find everybody there. */
+  async reconnect(): Promise<void> {
+    const [first, ...others] = this.devices as [VirtioUser, ...VirtioUser[]];
+    const connect = async (device: VirtioUser) => {
+      for (let tries = 0; !(await again(device)); tries++) {
+        assert.ok(tries < 100, 'the device connects again');
+        await sleep(20);
+      }
+    };
+    await Promise.all(others.map(connect));
+    await connect(first);
+  }
+}
+
+test(`${KILLS} kills under load, of a switch with split and packed rings`, async (t: TestContext) => {
+  const at = sockets(t);
+  const random = new Random(1);
+  const paths = ['s', 'p'].map((kind) => NAMES.map((name) => at(kind + name)));
+  const switches = new Switches(t, ...paths);
+  let vswitch = await switches.start();
+  const split = await Guests.open(t, paths[0]!, false);
+  const packed = await Guests.open(t, paths[1]!, true);
+  const kinds = [split, packed];
+  const flows = kinds.flatMap((kind) => kind.flows);
+  const alive = async (child: Child, steps: number) => {
+    for (let i = 0; i < steps && child.running; i++) {
+      for (const flow of flows) flow.turn();
+      await turn();
+    }
+  };
+  for (let kill = 0; kill < KILLS; kill++) {
+    const closed = kinds.flatMap(({ devices }) => devices.map((device) => device.closed));
+    await alive(vswitch, random.below(20));
+    // In the middle of a burst, most likely: at any moment, or when the first of the two has its frames.
+    for (const flow of flows) flow.receive();
+    // Of one kind or the other: the one that is sent last is the one whose burst is cut, the other's is behind it.
+    const order = random.below(2) ? [split, packed] : [packed, split];
+    for (const kind of order) kind.flows[0]!.send();
+    const moment = performance.now() + (random.below(2) ? random.below(2000) / 1000 : 50);
+    const [watched] = order[random.below(2)]!.flows;
+    while (performance.now() < moment && !watched!.receiveFirst());
+    vswitch.process.kill('SIGKILL');
+    await vswitch.exited;
+    await Promise.all(closed);
+    vswitch = await switches.start();
+    await Promise.all(kinds.map((kind) => kind.reconnect()));
+    const came = flows.map((flow) => flow.came);
+    const deadline = Date.now() + PATIENCE;
+    // Every buffer of both rings goes through: none was lost.
+    while (flows.some((flow, i) => flow.came - came[i]! < SIZE)) {
+      assert.ok(Date.now() < deadline, `kill ${kill}: traffic flows again`);
+      await alive(vswitch, 1);
+    }
+    assert.deepEqual(
+      flows.map((flow) => flow.twice),
+      [0, 0, 0, 0],
+      `kill ${kill}: nothing came twice`,
+    );
+  }
+  for (const flow of flows) {
+    const deadline = Date.now() + PATIENCE;
+    while (flow.from.pending() > 0) {
+      assert.ok(Date.now() < deadline, 'every buffer comes back');
+      await turn();
+    }
+  }
+});
+
 for (const packed of [false, true]) {
   describe(`${packed ? 'packed' : 'split'} rings`, () => {
-    test(`${KILLS} kills under load`, async (t: TestContext) => {
-      const at = sockets(t);
-      const random = new Random(packed ? 2 : 1);
-      let vswitch = await start(at);
-      t.after(() => vswitch.end('SIGKILL'));
-      const options = { packed, inflight: true, queueSize: SIZE, timeout: 60_000 };
-      const devices: VirtioUser[] = [];
-      for (const name of NAMES) {
-        const device = await VirtioUser.open({ path: at(name), ...options });
-        t.after(() => device.close());
-        devices.push(device);
-      }
-      const [a, ...others] = devices as [VirtioUser, ...VirtioUser[]];
-      const flows = [
-        new Flow(a, others, frame(BROADCAST, mac(1), 9000)),
-        new Flow(others[0]!, [a], frame(mac(1), mac(2), 200)),
-      ];
-      const alive = async (child: Child, steps: number) => {
-        for (let i = 0; i < steps && child.running; i++) {
-          for (const flow of flows) flow.turn();
-          await turn();
-        }
-      };
-      for (let kill = 0; kill < KILLS; kill++) {
-        const closed = devices.map((device) => device.closed);
-        await alive(vswitch, random.below(20));
-        // In the middle of a burst, most likely: at any moment, or when the first of the two has its frames.
-        for (const flow of flows) flow.receive();
-        flows[0]!.send();
-        const moment = performance.now() + (random.below(2) ? random.below(2000) / 1000 : 50);
-        while (performance.now() < moment && !flows[0]!.receiveFirst());
-        vswitch.process.kill('SIGKILL');
-        await vswitch.exited;
-        await Promise.all(closed);
-        vswitch = await start(at);
-        // The one that sends last: what it had in work would find everybody there.
-        for (const device of devices.toReversed()) {
-          for (let tries = 0; !(await again(device)); tries++) {
-            assert.ok(tries < 100, 'the device connects again');
-            await sleep(20);
-          }
-        }
-        const came = flows.map((flow) => flow.came);
-        const deadline = Date.now() + 30_000;
-        // Every buffer of both rings goes through: none was lost.
-        while (flows.some((flow, i) => flow.came - came[i]! < SIZE)) {
-          assert.ok(Date.now() < deadline, `kill ${kill}: traffic flows again`);
-          await alive(vswitch, 1);
-        }
-        assert.deepEqual(
-          flows.map((flow) => flow.twice),
-          [0, 0],
-          `kill ${kill}: nothing came twice`,
-        );
-      }
-      for (const flow of flows) {
-        const deadline = Date.now() + 30_000;
-        while (flow.from.pending() > 0) {
-          assert.ok(Date.now() < deadline, 'every buffer comes back');
-          await turn();
-        }
-      }
-    });
-
     test('killed after each message of two sessions', async (t: TestContext) => {
       const at = sockets(t);
       const random = new Random(packed ? 4 : 3);
-      let vswitch = await start(at);
-      t.after(() => vswitch.end('SIGKILL'));
-      const options = { packed, inflight: true, queueSize: SIZE, timeout: 60_000 };
-      const devices: VirtioUser[] = [];
-      for (const name of ['a', 'b']) {
-        const device = await VirtioUser.open({ path: at(name), ...options });
-        t.after(() => device.close());
-        devices.push(device);
-      }
+      const paths = ['a', 'b'].map(at);
+      const switches = new Switches(t, paths);
+      let vswitch = await switches.start();
+      const { devices, flows } = await Guests.open(t, paths, packed);
       const [a, b] = devices as [VirtioUser, VirtioUser];
-      const flows = [
-        new Flow(a, [b], frame(BROADCAST, mac(1), 2000)),
-        new Flow(b, [a], frame(mac(1), mac(2), 200)),
-      ];
       vswitch.process.kill('SIGKILL');
       for (let number = packed ? 1 : 0, ended = false; !ended; number += EACH) {
         await vswitch.exited;
         await Promise.all(devices.map((device) => device.closed));
         // What waits in the rings goes as soon as one of them runs.
         for (const flow of flows) flow.turn();
-        vswitch = await start(at);
+        vswitch = await switches.start();
         const dying = vswitch;
         let killed = false;
         const undo = atMessage(number, random.below(10) / 10, () => {
