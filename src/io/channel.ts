@@ -1,7 +1,7 @@
 /**
- * What an I/O thread moves: the rings of a queue pair on one side, a descriptor of the kernel on the other. One class
- * a way of speaking to a descriptor; all of them go on with run(), which moves up to a burst each way and never
- * blocks, and sleep after arm(), which asks for the signals that end the sleep.
+ * What a worker or an I/O thread moves: the rings of a queue pair on one side, a descriptor of the kernel on the
+ * other. One class a way of speaking to a descriptor; all of them go on with run(), which moves up to a burst each way
+ * and never blocks, and sleep after arm(), which asks for the signals that end the sleep.
  */
 import type { Dataplane } from '../arena/index.ts';
 import {
@@ -121,6 +121,7 @@ export abstract class Channel {
   /** Moves up to a burst each way; true when something moved. Throws an Error that says why the channel is over. */
   run(): boolean {
     let moved = false;
+    if (this.starved) this.#look();
     if (this.readable && !this.starved) {
       try {
         moved = this.toSwitch();
@@ -145,10 +146,15 @@ export abstract class Channel {
   /** Asks for a signal where one is needed to go on; true: there is work already. */
   arm(): boolean {
     const { armDriver } = this.context.dataplane.functions;
-    if (this.starved && armDriver(this.queue.fromKernel.ring)) this.fed();
+    if (this.starved) this.#look();
     const more = this.writable && armDriver(this.queue.toKernel.ring) !== 0;
     // Of a descriptor that may have more there is no second event.
     return more || (this.readable && !this.starved);
+  }
+
+  /** Has the switch given buffers back? If not, it will signal that. */
+  #look(): void {
+    if (this.context.dataplane.functions.armDriver(this.queue.fromKernel.ring)) this.fed();
   }
 
   /** Milliseconds until there is something to do that nobody signals. */

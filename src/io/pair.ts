@@ -1,6 +1,7 @@
 /**
  * The rings of a port that is no guest: on one side the switch's device, as any guest has one, with all that the data
- * plane does for it; on the other a driver's rings, whose buffers an I/O thread fills and empties.
+ * plane does for it; on the other a driver's rings, whose buffers a channel (channels.ts) fills and
+ * empties.
  */
 import type { Arena, Range, Structures, TransferStruct } from '../arena/index.ts';
 import { duplicateFd, type Poller } from '../sys/index.ts';
@@ -10,7 +11,8 @@ import { features as F } from '../virtio/features.ts';
 import { FROM_US, Rings, TO_US } from '../virtio-user/rings.ts';
 import type { Workers } from '../workers/workers.ts';
 import type { EndSetup, QueueSetup, RingSetup } from './channel.ts';
-import { type IoThreads, MESSAGES, type OpenChannel, type Seat } from './threads.ts';
+import { MESSAGES, type OpenChannel, type Seat } from './seats.ts';
+import type { IoThreads } from './threads.ts';
 
 const BASE = F.VIRTIO_F_VERSION_1 | F.VIRTIO_F_EVENT_IDX | F.VIRTIO_NET_F_MRG_RXBUF;
 
@@ -34,6 +36,8 @@ export interface Framing {
   vni?: number;
   /** The offloads that the kernel makes use of (VIRTIO_NET_F_CSUM, _GUEST_CSUM and so on). */
   offloads: bigint;
+  /** The descriptor is a file's, on which calls take their time: not a worker's, as those on others are. */
+  file?: boolean;
   /** Who writes can be made to wait: frames wait for the guest that they are for (src/dataplane/patience.ts). */
   patient?: boolean;
 }
@@ -93,7 +97,7 @@ export class Pair {
   }
 
   #addQueue(queue: number, framing: Framing): void {
-    const seat = this.#context.io.seat();
+    const seat = (framing.file ? this.#context.io : this.#context.workers).seat();
     this.#seats.push(seat);
     const many = framing.messages === 'many';
     const setup = (direction: number, transfer: TransferStruct): RingSetup => ({
@@ -182,26 +186,19 @@ export class Pair {
     return done;
   }
 
-  /**
-   * Opens a channel for each queue pair. The end of one is told once, whichever comes first: `onEnd`, or `onLost` where
-   * it was its thread's. Frames pass once it resolves.
-   */
-  attach(
-    ends: readonly EndSetup[],
-    { onEnd, onLost }: Record<'onEnd' | 'onLost', (reason: string) => void>,
-  ): Promise<void> {
+  /** Opens a channel for each queue pair; its end is told once, whichever comes first. Frames pass once it resolves. */
+  attach(ends: readonly EndSetup[], onEnd: (reason: string) => void): Promise<void> {
     return this.#then(async () => {
       let ended = false;
-      const once = (tell: (reason: string) => void) => (reason: string) => {
-        if (!ended) tell(reason);
+      const once = (reason: string) => {
+        if (!ended) onEnd(reason);
         ended = true;
       };
-      const events = { onEnd: once(onEnd), onLost: once(onLost) };
       try {
         for (const [i, end] of ends.entries())
-          this.#channels.push(this.#seats[i]!.open(this.#queues[i]!, end, events));
+          this.#channels.push(this.#seats[i]!.open(this.#queues[i]!, end, { onEnd: once }));
       } catch (error) {
-        events.onLost((error as Error).message);
+        once((error as Error).message);
       }
     });
   }

@@ -1,56 +1,28 @@
 /**
- * The I/O threads seen from the control plane: made when a port first needs one, as many as the switch has workers
+ * The I/O threads seen from the control plane: made when a file first needs one, as many as the switch has workers
  * at most, and there until the switch closes. One that ends by itself, for want of memory or by a fault, takes its
  * channels with it, and is started again for the next one.
  */
 import { Worker } from 'node:worker_threads';
-import type { Arena, Range } from '../arena/index.ts';
+import type { Arena } from '../arena/index.ts';
 import { closeFd, Epoll, eventfd, signal } from '../sys/index.ts';
-import type { EndSetup, QueueSetup } from './channel.ts';
-import type { Command, Report, ThreadSetup } from './thread.ts';
+import type { ChannelReport } from './channels.ts';
+import { type Seat, Seats } from './seats.ts';
+import type { ThreadCommand, ThreadSetup } from './thread.ts';
 
 interface Thread {
   readonly index: number;
   readonly wakeFd: number;
-  /** Where its channels put what doesn't fit into a buffer. */
-  readonly overflow: Range;
-  readonly channels: Map<number, Events & { closed: () => void; closing: boolean }>;
-  /** Queue pairs that have chosen it. */
-  users: number;
-  /** Undefined: it has ended. */
+  readonly seats: Seats;
+  /** Undefined: nobody has needed it yet, or it has ended. */
   worker: Worker | undefined;
   exit: Promise<void>;
 }
-
-interface Events {
-  /** The channel can't go on: it is over, but for its close(). */
-  onEnd(reason: string): void;
-  /** The same, by no fault of its own: its thread has ended. Another channel may take its place. */
-  onLost(reason: string): void;
-}
-
-/** A place on an I/O thread, for the queues of a pair. */
-export interface Seat {
-  /** Arena offset of `messages` times OVERFLOW bytes, for the length of a call. */
-  readonly overflow: number;
-  /** Moves frames between a queue pair and a descriptor from now on. Throws where the thread can't be started again. */
-  open(queue: QueueSetup, end: EndSetup, events: Events): OpenChannel;
-  leave(): void;
-}
-
-export interface OpenChannel {
-  /** Resolves when the thread doesn't touch rings and descriptor any more; then they may be closed. */
-  close(): Promise<void>;
-}
-
-/** Messages of a system call at most: what there is overflow for. */
-export const MESSAGES = 32;
 
 export class IoThreads {
   readonly #arena: Arena;
   readonly #most: number;
   readonly #threads: Thread[] = [];
-  #nextId = 0;
 
   constructor(arena: Arena, most: number) {
     this.#arena = arena;
@@ -59,51 +31,20 @@ export class IoThreads {
 
   /** A place on the thread that has the fewest. Throws an ArenaFullError or a SystemError. */
   seat(): Seat {
-    const least = [...this.#threads].sort((a, b) => a.users - b.users)[0];
-    const thread = least && (least.users === 0 || this.#threads.length >= this.#most) ? least : this.#add();
-    thread.users++;
-    return {
-      overflow: thread.overflow.start,
-      open: (queue, end, events) => this.#open(thread, queue, end, events),
-      leave: () => {
-        thread.users--;
-      },
-    };
-  }
-
-  #open(thread: Thread, queue: QueueSetup, end: EndSetup, events: Events): OpenChannel {
-    if (!thread.worker) this.#start(thread);
-    this.#nextId = (this.#nextId + 1) % 2 ** 29;
-    const id = this.#nextId;
-    let closed = () => {};
-    const isClosed = new Promise<void>((resolve) => {
-      closed = resolve;
-    });
-    const channel = { ...events, closed, closing: false };
-    thread.channels.set(id, channel);
-    tell(thread, { kind: 'open', id, queue, end });
-    return {
-      close: () => {
-        if (!channel.closing && thread.channels.has(id)) tell(thread, { kind: 'close', id });
-        channel.closing = true;
-        return isClosed;
-      },
-    };
+    const least = [...this.#threads].sort((a, b) => a.seats.taken - b.seats.taken)[0];
+    const free = least && (least.seats.taken === 0 || this.#threads.length >= this.#most);
+    return (free ? least : this.#add()).seats.take();
   }
 
   #add(): Thread {
-    const { layout } = this.#arena.dataplane;
-    const overflow = this.#arena.takeTable(MESSAGES * layout.OVERFLOW!);
-    const thread: Thread = {
-      index: this.#threads.length,
-      wakeFd: eventfd(),
-      overflow,
-      channels: new Map(),
-      users: 0,
-      worker: undefined,
-      exit: Promise.resolve(),
-    };
-    if (this.#threads.length === 0) process.on('exit', this.#stop);
+    const wakeFd = eventfd();
+    const seats = new Seats(this.#arena, (command) => {
+      if (!thread.worker) this.#start(thread);
+      tell(thread, command);
+    });
+    const index = this.#threads.length;
+    const thread: Thread = { index, wakeFd, seats, worker: undefined, exit: Promise.resolve() };
+    if (index === 0) process.on('exit', this.#stop);
     this.#threads.push(thread);
     return thread;
   }
@@ -124,22 +65,12 @@ export class IoThreads {
     worker.on('error', (error: Error) => {
       why = error.message;
     });
-    worker.on('message', (report: Report) => {
-      const channel = thread.channels.get(report.id);
-      if (report.kind === 'ended') return channel?.onEnd(report.reason);
-      thread.channels.delete(report.id);
-      channel?.closed();
-    });
+    worker.on('message', (report: ChannelReport) => thread.seats.heard(report));
     thread.exit = new Promise((resolve) => {
       worker.on('exit', () => {
         thread.worker = undefined;
         epoll.close();
-        const lost = [...thread.channels.values()];
-        thread.channels.clear();
-        for (const { closed, closing, onLost } of lost) {
-          closed();
-          if (!closing) onLost(`I/O thread ${thread.index} has ended: ${why}`);
-        }
+        thread.seats.ended(`I/O thread ${thread.index} has ended: ${why}`);
         resolve();
       });
     });
@@ -154,16 +85,16 @@ export class IoThreads {
   async close(): Promise<void> {
     process.off('exit', this.#stop);
     this.#stop();
-    for (const { exit, wakeFd, overflow } of this.#threads) {
-      await exit;
-      closeFd(wakeFd);
-      this.#arena.freeTable(overflow);
+    for (const thread of this.#threads) {
+      await thread.exit;
+      closeFd(thread.wakeFd);
+      thread.seats.free();
     }
     this.#threads.length = 0;
   }
 }
 
-function tell({ worker, wakeFd }: Thread, command: Command): void {
+function tell({ worker, wakeFd }: Thread, command: ThreadCommand): void {
   worker?.postMessage(command);
   signal(wakeFd);
 }

@@ -48,8 +48,9 @@ class UdpEnd implements End {
   }
 
   start(link: Link): void {
-    link.open([{ kind: 'messages', fd: this.#fd }], (reason) => link.error(reason));
+    // First: what a ring that isn't enabled takes is lost.
     link.set(true);
+    link.open([{ kind: 'messages', fd: this.#fd }], (reason) => link.error(reason));
   }
 
   async close(): Promise<void> {
@@ -117,11 +118,12 @@ class UnixEnd implements End {
     this.#peer = path;
     this.connections++;
     this.#link!.error(null);
+    // First: what a ring that isn't enabled takes is lost.
+    this.#link!.set(true);
     this.#link!.open([{ kind: 'messages', fd: this.#fd }], (reason) => {
       this.#link!.error(reason);
       void this.#lost(reason);
     });
-    this.#link!.set(true);
   }
 
   #forget(): void {

@@ -95,8 +95,9 @@ export class InterfaceEnd implements End {
   }
 
   #open(): void {
-    this.#link!.open(this.#taken!.ends, (reason) => void this.#lost(reason));
+    // First: what a ring that isn't enabled takes is lost.
     this.#look();
+    this.#link!.open(this.#taken!.ends, (reason) => void this.#lost(reason));
   }
 
   /** Follows the interface: its state, its end, and one of the same name that comes. */

@@ -1,17 +1,12 @@
 /**
  * A port whose other end is no guest but something that the kernel has a descriptor of: an interface, a socket, a
  * file. What differs by kind is in an End (tap.ts, stream.ts, ...); what they have in common is here: the rings
- * (src/io/pair.ts), whose frames an I/O thread moves, and what is told of them.
+ * (src/io/pair.ts), whose frames a worker or an I/O thread moves, and what is told of them.
  */
 import { type EndSetup, type Framing, Pair } from '../io/index.ts';
 import type { PortSpec, PortState, PortStatus, Role } from '../switch/types.ts';
 import { deviceDetail, ringWords, totals } from './net-status.ts';
 import type { DetailOfKind, Port, PortContext } from './port.ts';
-
-/** Kinds of ends that another channel can go on with: what it has to know is in the arena, or the kernel's. */
-const RESUMED: readonly EndSetup['kind'][] = ['file', 'messages', 'packet', 'xdp', 'sink'];
-/** Milliseconds before it does: a fault that comes again at once must not take all time of the processor. */
-const AGAIN = 1000;
 
 /** What an end does with its port. */
 export interface Link {
@@ -55,13 +50,7 @@ export class KernelPort implements Port {
   readonly #end: End;
   readonly #pair: Pair;
   #up = false;
-  /** The end wants the link up. */
-  #wanted = false;
   #downReason = 'the link is down';
-  /** What the link was opened with; undefined: it is closed. */
-  #opened: readonly EndSetup[] | undefined;
-  /** An I/O thread has ended: the channels are opened again then. */
-  #again: NodeJS.Timeout | undefined;
   #lastError: string | null = null;
   #closing: Promise<void> | undefined;
 
@@ -96,28 +85,13 @@ export class KernelPort implements Port {
     /** A change that fails is nobody's to wait for. */
     const failed = (error: Error) => this.#link.error(error.message);
     return {
-      open: (ends, onEnd) => {
-        this.#opened = ends;
-        const onLost = (reason: string) => {
-          // It is being closed, and what it was opened with with it.
-          if (this.#opened !== ends) return;
-          if (ends.every(({ kind }) => RESUMED.includes(kind))) this.#resume(ends, onEnd, reason);
-          else onEnd(reason);
-        };
-        void pair.attach(ends, { onEnd, onLost }).catch(failed);
-      },
+      open: (ends, onEnd) => void pair.attach(ends, onEnd).catch(failed),
       close: async (reason) => {
-        clearTimeout(this.#again);
-        this.#again = undefined;
-        this.#opened = undefined;
-        this.#wanted = false;
         this.#downReason = reason;
         await pair.enable(false).catch(failed);
         await pair.detach().catch(failed);
       },
       set: (up, reason) => {
-        this.#wanted = up;
-        if (this.#again) return;
         if (reason !== undefined) this.#downReason = reason;
         void pair.enable(up).catch(failed);
       },
@@ -126,22 +100,6 @@ export class KernelPort implements Port {
         this.#lastError = message;
       },
     };
-  }
-
-  /** The channels' thread has ended: takes them away, and opens others later, on a thread that is started for them. */
-  #resume(ends: readonly EndSetup[], onEnd: (reason: string) => void, reason: string): void {
-    const link = this.#link;
-    this.#again = setTimeout(() => {
-      this.#again = undefined;
-      link.error(null);
-      link.open(ends, onEnd);
-      link.set(this.#wanted);
-    }, AGAIN);
-    this.#downReason = reason;
-    link.error(`${reason}; the port goes on with another one`);
-    // A change that fails is told by the next one.
-    void this.#pair.enable(false).catch(() => {});
-    void this.#pair.detach();
   }
 
   #ringsChanged(): void {
@@ -170,7 +128,7 @@ export class KernelPort implements Port {
       type,
       target,
       role: this.#end.role,
-      state: broken ? 'broken' : this.#again ? 'down' : this.#end.state,
+      state: broken ? 'broken' : this.#end.state,
       rings: ringWords(this.#pair.device),
       lastError: this.#lastError,
       ...counters,

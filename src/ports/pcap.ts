@@ -17,7 +17,7 @@ const LARGEST = 1 << 30;
 
 export class PcapEnd implements End {
   readonly queues = 1;
-  readonly framing: Framing = { prefix: 0, messages: 'one', offloads: 0n };
+  readonly framing: Framing = { prefix: 0, messages: 'one', offloads: 0n, file: true };
   readonly role = null;
   readonly connections = 0;
   readonly #path: string;

@@ -103,11 +103,12 @@ export class StreamEnd implements End {
     this.connections++;
     const { start } = this.#buffers;
     this.#link!.error(null);
+    // First: what a ring that isn't enabled takes is lost.
+    this.#link!.set(true);
     this.#link!.open(
       [{ kind: 'stream', fd, buffers: start, size: BUFFER }],
       (reason) => void this.#ended(reason),
     );
-    this.#link!.set(true);
   }
 
   async #ended(reason: string): Promise<void> {

@@ -101,12 +101,12 @@ export class TapEnd implements End {
   }
 
   #open(): void {
-    const link = this.#link!;
-    link.open(
+    // First: what a ring that isn't enabled takes is lost.
+    this.#look();
+    this.#link!.open(
       this.#fds.map((fd) => ({ kind: 'file', fd })),
       (reason) => void this.#lost(reason),
     );
-    this.#look();
   }
 
   /** The state of the interface is the link's. */

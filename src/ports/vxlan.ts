@@ -39,8 +39,9 @@ export class VxlanEnd implements End {
 
   start(link: Link): void {
     const end = { kind: 'messages', fd: this.#fd, sendFd: this.#sendFd } as const;
-    link.open([end], (reason) => link.error(reason));
+    // First: what a ring that isn't enabled takes is lost.
     link.set(true);
+    link.open([end], (reason) => link.error(reason));
   }
 
   async close(): Promise<void> {

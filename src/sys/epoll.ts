@@ -59,11 +59,11 @@ const timespec = pinned(16);
 let hasNanoseconds = true;
 
 /** The same for at most `timeoutNs` nanoseconds; without epoll_pwait2 (Linux 5.11) for whole milliseconds less. */
-export function epollWaitNs(epollFd: number, timeoutNs: number): number {
-  if (!hasNanoseconds) return epollWait(epollFd, Math.floor(timeoutNs / 1e6));
+function epollWaitNs(epollFd: number, timeoutNs: number, into: EpollEvents): number {
+  if (!hasNanoseconds || timeoutNs === 0) return epollWait(epollFd, Math.floor(timeoutNs / 1e6), into);
   timespec.writeBigInt64LE(BigInt(Math.floor(timeoutNs / 1e9)), 0);
   timespec.writeBigInt64LE(BigInt(Math.floor(timeoutNs % 1e9)), 8);
-  const ready = epollPwait2(epollFd, scratch.bytes, scratch.capacity, timespec);
+  const ready = epollPwait2(epollFd, into.bytes, into.capacity, timespec);
   if (ready !== -1) return ready;
   const errno = lastErrno();
   if (errno === errnoByName.EINTR) return 0;
@@ -71,7 +71,7 @@ export function epollWaitNs(epollFd: number, timeoutNs: number): number {
   if (errno !== errnoByName.ENOSYS && errno !== errnoByName.EPERM)
     throw new SystemError('epoll_pwait2', errno, String(epollFd));
   hasNanoseconds = false;
-  return epollWaitNs(epollFd, timeoutNs);
+  return epollWaitNs(epollFd, timeoutNs, into);
 }
 
 /**
@@ -106,6 +106,11 @@ export class Epoll {
   /** Sleeps for at most `timeoutMs` milliseconds; returns how many are ready, for `ready(i)`. See epollWait. */
   wait(timeoutMs: number): number {
     return epollWait(this.fd, timeoutMs, this.#found);
+  }
+
+  /** The same for at most `timeoutNs` nanoseconds. */
+  waitNs(timeoutNs: number): number {
+    return epollWaitNs(this.fd, timeoutNs, this.#found);
   }
 
   /** Entry `i` of the last wait. */

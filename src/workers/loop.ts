@@ -1,14 +1,16 @@
 /**
- * A worker thread: polls the rings assigned to it, and sleeps in the kernel when nothing comes.
+ * A worker thread: polls the rings assigned to it, moves the frames of ports that are no guests between its bursts
+ * (src/io), and sleeps in the kernel when nothing comes.
  *
  * It talks with the control plane through the arena alone (what to poll, when to stop) and is woken by an eventfd
  * in its epoll set; it never returns to its own event loop. Adaptive: after SPIN milliseconds without a packet it
  * asks the guests for kicks, looks once more, and sleeps until a kick, a wake-up, the
  * time of a frame that waits for it, or SLEEP.
  */
-import { parentPort, workerData } from 'node:worker_threads';
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { clock, constant, fields, instantiateDataplane } from '../arena/dataplane.ts';
-import { epollWaitNs, Notifier, setAffinity, threadId } from '../sys/index.ts';
+import { type ChannelReport, Channels } from '../io/channels.ts';
+import { Epoll, Notifier, setAffinity, threadId } from '../sys/index.ts';
 
 export interface WorkerSetup {
   index: number;
@@ -22,7 +24,11 @@ export interface WorkerSetup {
 }
 
 /** What a worker tells the control plane. */
-export type WorkerMessage = { kind: 'ready'; tid: number } | { kind: 'broken' } | { kind: 'frames' };
+export type WorkerMessage =
+  | { kind: 'ready'; tid: number }
+  | { kind: 'broken' }
+  | { kind: 'frames' }
+  | ChannelReport;
 
 /** Milliseconds without a packet after which a worker sleeps. */
 const SPIN = 0.2;
@@ -34,9 +40,15 @@ const EARLY = 150_000;
 const NO_ROUND = 0xffff_ffff;
 /** Rounds between two looks at the clock. */
 const ROUNDS = 64;
+/**
+ * Rounds between two bursts of channels that have frames: with each burst's system calls guests wait, and get so many
+ * bursts for it, which is what the ring to a channel has room for.
+ */
+const FEW = 8;
 
 function run(setup: WorkerSetup): void {
-  const { functions, layout } = instantiateDataplane(setup.module, setup.memory);
+  const dataplane = instantiateDataplane(setup.module, setup.memory);
+  const { functions, layout } = dataplane;
   const u32 = new Uint32Array(setup.memory.buffer);
   const u64 = new BigUint64Array(setup.memory.buffer);
   const i32 = new Int32Array(setup.memory.buffer);
@@ -51,13 +63,20 @@ function run(setup: WorkerSetup): void {
   const calls = (at + constant(layout, 'CALLS_OFFSET')) >>> 2;
 
   const notifier = new Notifier();
+  const channels = new Channels(dataplane, setup.memory, new Epoll(setup.epollFd), parentPort!);
   functions.start(setup.index);
   if (setup.cpu !== null) setAffinity([setup.cpu]);
   parentPort!.postMessage({ kind: 'ready', tid: threadId() } satisfies WorkerMessage);
 
   let idleSince = 0;
-  while (Atomics.load(u32, stop) === 0) {
-    const came = functions.poll(ROUNDS);
+  for (;;) {
+    // First: it may take the signal of what is looked for below.
+    if (channels.count > 0) channels.wait(0);
+    if (Atomics.load(u32, stop) !== 0) break;
+    for (let m = receiveMessageOnPort(parentPort!); m; m = receiveMessageOnPort(parentPort!))
+      channels.obey(m.message);
+    const moved = channels.count > 0 && channels.run();
+    const came = functions.poll(moved ? FEW : ROUNDS);
     const interrupts = u32[callCount]!;
     if (interrupts > 0) {
       for (let i = 0; i < interrupts; i++) {
@@ -80,7 +99,7 @@ function run(setup: WorkerSetup): void {
       u32[cameCount] = 0;
       parentPort!.postMessage({ kind: 'frames' } satisfies WorkerMessage);
     }
-    if (came > 0) {
+    if (came > 0 || moved) {
       idleSince = 0;
       continue;
     }
@@ -91,13 +110,12 @@ function run(setup: WorkerSetup): void {
     let longest = SLEEP;
     if (u64[deadline] !== 0n) longest = Math.min(SLEEP, Number(u64[deadline]!) - EARLY - clock());
     if (longest <= 0) continue;
-    idleSince = 0;
     if (functions.armAll()) {
       functions.disarmAll();
       continue;
     }
     functions.sleep();
-    epollWaitNs(setup.epollFd, longest);
+    channels.wait(channels.due(longest));
     functions.wake();
     functions.disarmAll();
   }

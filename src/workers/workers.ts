@@ -5,6 +5,7 @@
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import type { Arena, Structures, WorkerStruct } from '../arena/index.ts';
+import { type Seat, Seats } from '../io/seats.ts';
 import {
   closeFd,
   EPOLLET,
@@ -39,6 +40,8 @@ interface Thread {
   readonly wakeFd: number;
   readonly thread: Worker;
   readonly exit: Promise<unknown>;
+  /** Of channels that it runs between its bursts; made for the first. */
+  seats?: Seats;
   tid: number;
   /** CPU time and clock at the last look, both in nanoseconds. */
   lastCpu: number;
@@ -120,11 +123,14 @@ export class Workers {
       t.thread.on('exit', () => {
         // Nobody is to wait for it any more.
         t.shared.set('seen', SLEEPING);
-        if (!this.#closing) failed(new Error(`worker ${t.index} ended unexpectedly`));
+        const reason = `worker ${t.index} ended unexpectedly`;
+        t.seats?.ended(reason);
+        if (!this.#closing) failed(new Error(reason));
       });
       t.thread.on('message', (message: WorkerMessage) => {
         if (message.kind === 'broken') return this.#options.onBroken();
         if (message.kind === 'frames') return this.#takeFrames(t);
+        if (message.kind !== 'ready') return t.seats?.heard(message);
         t.tid = message.tid;
         t.lastCpu = threadCpuTime(t.tid);
         t.lastLook = performance.now() * 1e6;
@@ -182,6 +188,17 @@ export class Workers {
 
   #slot(t: Thread, index: number): number {
     return (t.shared.at + this.#structures.constant('QUEUES_OFFSET') + index * 4) >>> 2;
+  }
+
+  /** A place for a channel on the worker that has the fewest. Throws an ArenaFullError. */
+  seat(): Seat {
+    const least = [...this.#threads].sort((a, b) => (a.seats?.taken ?? 0) - (b.seats?.taken ?? 0))[0]!;
+    least.seats ??= new Seats(this.#arena, (command) => {
+      if (least.thread.threadId < 0) throw new Error(`worker ${least.index} has ended`);
+      least.thread.postMessage(command);
+      signal(least.wakeFd);
+    });
+    return least.seats.take();
   }
 
   /** Lets a kick eventfd wake the worker. */
@@ -300,6 +317,7 @@ export class Workers {
       await t.exit;
       t.epoll.close();
       closeFd(t.wakeFd);
+      t.seats?.free();
     }
     this.#threads.length = 0;
   }
