@@ -70,8 +70,12 @@ test('the ports of a thread that ends say so, others go on, and the next one has
   };
   const size = () => statSync(path('c')).size;
   const file: PortSpec = { name: 'c', type: 'pcap', target: path('c'), mode: 'write' };
+  const addFile = async () => {
+    await vswitch.addPort(file);
+    await until(() => vswitch.port('c').queues.every(({ enabled }) => enabled), 'the file takes frames');
+  };
   const others = epolls();
-  await vswitch.addPort(file);
+  await addFile();
   await crosses(1);
   await until(() => size() > 60, 'the frame is in the file');
   told.length = 0;
@@ -85,7 +89,7 @@ test('the ports of a thread that ends say so, others go on, and the next one has
     await until(() => told.shift(), 'its link is down');
     await crosses(round);
     await vswitch.removePort('c');
-    await vswitch.addPort(file);
+    await addFile();
     await crosses(round + 100);
     await until(() => size() > 60, 'the frame is in the file of the next one');
     told.length = 0;
