@@ -98,7 +98,7 @@ for (const role of ['server', 'client'] as const) {
     const a = await VirtioUser.open({ path: path('a'), role: theirs, reconnect, timeout: 60_000 });
     t.after(() => a.close());
     await until(() => vswitch.port('a').state === 'up', 'a is up');
-    const fds: number[] = [];
+    let first = 0;
     for (let turn = 1; turn <= 3; turn++) {
       const down = happens(a, 'linkDown');
       await vswitch.setPort('a', { link: 'down' });
@@ -106,14 +106,15 @@ for (const role of ['server', 'client'] as const) {
       await until(() => vswitch.port('a').rings === '', 'its rings are gone');
       if (role === 'server')
         assert.ok(!existsSync(path('a')), 'nobody finds a back-end that does not answer');
-      fds.push(openFds());
+      if (turn === 1) first = openFds();
+      // Who dials has a descriptor more for moments.
+      if (turn === 3) await until(() => openFds() <= first, 'no descriptor was left');
       const up = happens(a, 'linkUp');
       await vswitch.setPort('a', { link: 'up' });
       await up;
       await until(() => vswitch.port('a').state === 'up', 'a is up again');
       assert.equal(vswitch.port('a').connections, 1 + turn);
     }
-    assert.equal(new Set(fds).size, 1, `${fds.join(', ')} descriptors`);
     // Set while it is away, and taken back before the connection has ended.
     await Promise.all([vswitch.setPort('a', { link: 'down' }), vswitch.setPort('a', { link: 'up' })]);
     await until(() => vswitch.port('a').state === 'up' && a.linkUp, 'a is up once more');

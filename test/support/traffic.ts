@@ -12,6 +12,8 @@ import { until } from './until.ts';
 /** Frames on their way in each direction at most: fewer than the rings hold, so that the switch has no reason to drop. */
 const WINDOW = 32;
 const LONGEST = 1460;
+/** Milliseconds without a frame after which it gives up: a test that has failed may not have stopped it. */
+const STILL = 60_000;
 
 export class Traffic {
   readonly a: VirtioUser;
@@ -50,9 +52,10 @@ export class Traffic {
 
   async #run(): Promise<void> {
     let deadline = Number.POSITIVE_INFINITY;
+    let moved = Date.now();
     while (this.#running || this.#ways.some((way) => way.came < way.sent)) {
       if (!this.#running) deadline = Math.min(deadline, Date.now() + 20_000);
-      if (Date.now() > deadline) {
+      if (Date.now() > Math.min(deadline, moved + STILL)) {
         const counts = this.#ways.map((way) => `${way.came} of ${way.sent} came`);
         throw new Error(`frames of the healthy pair were lost: ${counts.join(', ')}`);
       }
@@ -66,6 +69,7 @@ export class Traffic {
           if (source.compare(came, 6, 12) !== 0) continue;
           assert.ok(nth(bytes, way.came).equals(came), `frame ${way.came} came next, and as it was sent`);
           way.came++;
+          moved = Date.now();
         }
       }
       await turn();
