@@ -78,7 +78,7 @@ function serve(control: SwitchControl, request: IncomingMessage): Reply | Promis
   throw new HttpError(
     404,
     'NOT_FOUND',
-    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME, /v1/bridges, /v1/bridges/NAME, /v1/config, /v1/fdb, /v1/fdb/MAC and /v1/capture',
+    'no such path: there are /v1/status, /v1/ports, /v1/ports/NAME, /v1/bridges, /v1/bridges/NAME, /v1/config, /v1/fdb, /v1/fdb/MAC, /v1/groups, /v1/groups/GROUP, /v1/mirrors, /v1/mirrors/NAME and /v1/capture',
   );
 }
 

@@ -26,8 +26,12 @@ import { offeredFeatures } from './features.ts';
 import { deviceDetail, ringWords, totals } from './net-status.ts';
 import type { DetailOfKind, Port, PortContext } from './port.ts';
 
-/** Most queue pairs of a guest where the port's options don't say less. */
+/**
+ * Most queue pairs of a guest where the port's options don't say less. A control queue comes behind them all
+ * (VIRTIO 5.1.2), and has to have a number in the 8 bits of SET_VRING_KICK too.
+ */
 const QUEUE_PAIRS = 128;
+const QUEUE_PAIRS_WITH_CONTROL = 127;
 
 /** Milliseconds between two dials: doubled from the first to the last. */
 const FIRST_REDIAL = 50;
@@ -71,8 +75,9 @@ export class VhostUserPort implements Port {
     this.#struct = context.structures.port(context.slot);
     this.#struct.set('addressLimit', context.maxAddresses);
     this.#struct.set64('filtered', 0n);
-    const queuePairs = spec.queues ?? QUEUE_PAIRS;
     const offered = offeredFeatures(spec);
+    const hasControl = (offered.features & features.VIRTIO_NET_F_CTRL_VQ) !== 0n;
+    const queuePairs = spec.queues ?? (hasControl ? QUEUE_PAIRS_WITH_CONTROL : QUEUE_PAIRS);
     // Said now, not when a guest is on its way.
     if (offered.protocolFeatures & vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_PAGEFAULT)
       closeFd(userfaultfd());

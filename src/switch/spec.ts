@@ -254,10 +254,17 @@ function checkType(port: unknown, context: z.RefinementCtx): void {
     if (type === kind && mode !== undefined && ![...modes].some((one) => one === mode))
       add('mode', `expected one of ${quoted(modes)}, found ${show(mode)}`);
   if (type === 'bond') checkBond(port as PortSpec, add);
+  const words = typeof features === 'string' ? features.toLowerCase().split(',') : [];
+  if (
+    type === 'vhost-user' &&
+    queues === MAX_QUEUE_PAIRS &&
+    words.some((word) => /^\+ctrl[-_]vq$/.test(word))
+  )
+    add('queues', 'expected 127 at most with +ctrl-vq: of 256 queues the protocol has no number for another');
   if (type !== 'vduse') return;
   if (typeof queues === 'number' && queues > 1)
     add('queues', `expected 1: the kernel's VDUSE gives a network device no control queue, found ${queues}`);
-  for (const word of typeof features === 'string' ? features.toLowerCase().split(',') : []) {
+  for (const word of words) {
     if (/^-(version[-_]1|iommu)$/.test(word))
       add('features', `expected no ${word}: the kernel takes no VDUSE device without`);
     if (/^\+(ctrl[-_]vq|mq)$/.test(word))

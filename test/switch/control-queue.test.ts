@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { createSwitch } from '../../src/index.ts';
+import { createSwitch, type PortSpec } from '../../src/index.ts';
 import { features as F } from '../../src/virtio/features.ts';
 import { VirtioUser } from '../../src/virtio-user/device.ts';
 import { BROADCAST, frame, mac } from '../support/ethernet.ts';
@@ -155,3 +155,18 @@ for (const packed of [false, true]) {
     }
   });
 }
+
+test('where nobody says how many pairs there are, the control queue has a number', async (t) => {
+  const directory = mkdtempSync(join(tmpdir(), 'vireo-control-'));
+  t.after(() => rmSync(directory, { recursive: true }));
+  const target = join(directory, 'a');
+  await using vswitch = await createSwitch({
+    ports: [{ name: 'a', type: 'vhost-user', target, mac: '02:00:00:00:00:01', features: '+ctrl-vq' }],
+  });
+  await using a = await VirtioUser.open({ path: target, queues: 2, control: true });
+  await a.control!.setMac(OTHER);
+  await until(() => vswitch.port('a').rings.endsWith(', 2 pairs'), 'both pairs are in use');
+  const many: PortSpec = { name: 'b', type: 'vhost-user', target: join(directory, 'b'), queues: 128 };
+  await assert.rejects(vswitch.addPort({ ...many, features: '+ctrl-vq' }), /queues: expected 127 at most/);
+  await vswitch.addPort(many);
+});
