@@ -44,7 +44,10 @@ export class Traffic {
       };
       await until(arrives, 'a first frame comes through the switch');
     }
-    traffic.#done = traffic.#run();
+    traffic.#done = traffic.#run().catch(async (error) => {
+      await traffic.#close();
+      throw error;
+    });
     // Whoever waits for it hears of a failure; nobody may be waiting yet.
     traffic.#done.catch(() => {});
     return traffic;
@@ -98,9 +101,13 @@ export class Traffic {
     try {
       await this.#done;
     } finally {
-      await this.a.close();
-      await this.b.close();
+      await this.#close();
     }
+  }
+
+  async #close(): Promise<void> {
+    await this.a.close();
+    await this.b.close();
   }
 }
 
