@@ -50,7 +50,8 @@ async function run(path: RingPath): Promise<void> {
   const guest = (name: string, mac: string, mode: string) =>
     Testpmd.start({
       vdevs: [virtioUser(0, { ...path.options, path: at(name), mac, queueSize: ring })],
-      ...(path.eal ? { eal: path.eal } : {}),
+      // By physical addresses, large rings would need hugepages that lie side by side.
+      eal: ['--iova-mode=va', ...(path.eal ?? [])],
       args: [`--forward-mode=${mode}`, `--rxd=${ring}`, `--txd=${ring}`, '--total-num-mbufs=65536'],
     });
   await using receiver = await guest('b', UNICAST, 'rxonly');
