@@ -22,11 +22,14 @@ if (files.length === 0) {
   console.error(`no test file matches ${wanted.join(' ')}`);
   process.exit(1);
 }
+/** Milliseconds that a file may take, on a machine however busy: what a test leaves behind when it fails may run on. */
+const LONGEST = 20 * 60_000;
+
 const run = (files: string[], concurrency: number) => {
   if (files.length === 0) return 0;
-  const options = ['--test', `--test-concurrency=${concurrency}`, '--test-reporter=spec'];
+  const options = [`--test-concurrency=${concurrency}`, `--test-timeout=${LONGEST}`, '--test-reporter=spec'];
   const paths = files.map((file) => join(here, file));
-  return spawnSync(process.execPath, [...options, ...paths], { stdio: 'inherit' }).status;
+  return spawnSync(process.execPath, ['--test', ...options, ...paths], { stdio: 'inherit' }).status;
 };
 // Peers one at a time: those of two files would fight for the same cores and hugepages.
 const statuses = [
