@@ -42,10 +42,10 @@ const vireo = (...more: string[]) => Vireo.start({ ports: [], poll: 'busy', cpu:
 
 /** A bridge of the kernel between `veth0` and this interface. */
 async function linuxBridge(other: string): Promise<Running> {
-  ip('link add br0 type bridge');
-  for (const name of ['veth0', other]) ip(`link set ${name} master br0`);
-  ip('link set br0 up');
-  return { close: async () => void ip('link del br0') };
+  ip('link add bridge0 type bridge');
+  for (const name of ['veth0', other]) ip(`link set ${name} master bridge0`);
+  ip('link set bridge0 up');
+  return { close: async () => void ip('link del bridge0') };
 }
 
 const subjects: Record<string, Subject> = {

@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 import { bridge, documentBridge, renderBridge } from './bridge.ts';
 import { chain, documentChain, renderChain } from './chain.ts';
+import { costs, documentCosts, renderCosts } from './costs.ts';
 import { documentField, field, renderField } from './field.ts';
 import { documentGen, gen, renderGen } from './gen.ts';
 import { documentHost, host, renderHost } from './host.ts';
@@ -28,13 +29,14 @@ const USAGE = `usage: npm run bench -- NAME [options]
   ports    cost a packet on a switch of 256 ports beside one of two
   host     packets a second between a guest and the host's own network, beside Open vSwitch with DPDK
   interfaces  packets a second and TCP between interfaces of the kernel, beside its bridge and Open vSwitch
-  rules    what each rule costs a packet; how exact shaping and delays are
+  costs    what each rule costs a packet
+  rules    how exact shaping and delays are, with Linux guests too
   startup  from the start of the process to its ready line, from a guest's connect to its first packet
   latency  round trips between two guests that poll and two that sleep
   gen      packets a second of the generator, beside testpmd's txonly
   idle     CPU and memory with two connected guests that are quiet
 
-  --turns N        repetitions (v2v, paths, chain, bridge, host, ports, rules and gen 5, field, tcp and interfaces 3, startup 10)
+  --turns N        repetitions (v2v, paths, chain, bridge, host, ports, costs and gen 5, field, tcp and interfaces 3, startup 10)
   --seconds N      measured seconds (v2v 6, paths and ports 3, chain 0.8, field 1, tcp 5, bridge 2, host and interfaces 1, gen 0.5, idle 10)
   --bursts N       v2v, paths: bursts of 32 packets that circulate in each direction (${BURSTS})
   --only A,B       v2v: of ${subjectNames.join(', ')}
@@ -114,8 +116,11 @@ async function main(): Promise<void> {
     case 'host':
       report(await host(number('turns', 5), number('seconds', 1), say), renderHost, documentHost);
       break;
+    case 'costs':
+      report(await costs(number('turns', 5), say), renderCosts, documentCosts);
+      break;
     case 'rules':
-      report(await rules(number('turns', 5), say), renderRules, documentRules);
+      report(await rules(say), renderRules, documentRules);
       break;
     case 'startup':
       report(await startup(number('turns', 10)), renderStartup, documentStartup);

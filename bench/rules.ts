@@ -1,11 +1,9 @@
 /**
- * Rules: what each costs a packet when it is on, how near shaping comes to the rate asked, and link impairment to the
- * delay. The guests of rates are DPDK's testpmd, which counts what it receives, those of the delay our own driver; and
+ * How near shaping comes to the rate asked, and link impairment to the delay. The guests of rates are DPDK's testpmd, which counts what it receives, those of the delay our own driver; and
  * Linux guests are those of both (rules-guests.ts).
  */
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { PortChange } from '../src/switch/types.ts';
 import { setAffinity } from '../src/sys/index.ts';
 import { VirtioUser } from '../src/virtio-user/device.ts';
 import { skipWithout } from '../test/peers/available.ts';
@@ -13,27 +11,14 @@ import { Testpmd, virtioUser } from '../test/peers/dpdk.ts';
 import { until } from '../test/peers/process.ts';
 import { Vireo } from '../test/peers/vireo.ts';
 import { BURSTS, GUEST_CPU, RING, SWITCH_CPU } from './load.ts';
-import { machine, percentile, type Spread, showSpread, spread, table, writeSection } from './report.ts';
+import { machine, percentile, table, writeSection } from './report.ts';
 import { type GuestResult, linuxGuests, PINGS, SECONDS as SHAPED_SECONDS } from './rules-guests.ts';
 
-/** Rules of both ports that let everything through; each is taken away again. */
-const RULES: Record<string, PortChange> = {
-  'no rules': {},
-  'isolated, of one port': {},
-  'rate-in': { rateIn: '1000Gbit' },
-  'rate-out, below the rate': { rateOut: '1000Gbit' },
-  'delay-out of 1 ns': { delayOut: '1ns', limitOut: 8192 },
-};
-/** RSTP on the bridge, by whether other bridges may be behind the ports. */
-const TREES = { 'rstp, edges': true, 'rstp, between bridges': false };
 const RATES = ['10Mbit', '100Mbit', '1Gbit'];
 const DELAYS = ['1ms', '10ms'];
 const POLLS = ['adaptive', 'busy'] as const;
-/** Bytes of the frames whose cost is taken, and of those that are shaped. */
-const SMALL = 64;
+/** Bytes of the frames that are shaped. */
 const LARGE = 1500;
-/** Seconds of a window in which the cost is taken. */
-const WINDOW = 0.4;
 const ROUNDS = 300;
 /** Milliseconds that anything may take. */
 const LIMIT = 5000;
@@ -41,9 +26,6 @@ const LIMIT = 5000;
 export interface Result {
   machine: string;
   dpdk: string;
-  turns: number;
-  /** By rule: nanoseconds a packet. */
-  cost: Record<string, Spread>;
   /** By rate asked: what the guest received to it. */
   shaped: Record<string, number>;
   /** Microseconds that frames arrived after their delay. */
@@ -51,7 +33,7 @@ export interface Result {
   linux: GuestResult;
 }
 
-export async function rules(turns: number, say: (line: string) => void): Promise<Result> {
+export async function rules(say: (line: string) => void): Promise<Result> {
   const missing = skipWithout('dpdk', 'qemu', 'guestKernel');
   if (missing !== false) throw new Error(missing);
   const linux = await linuxGuests(say);
@@ -60,7 +42,7 @@ export async function rules(turns: number, say: (line: string) => void): Promise
   for (const poll of POLLS) for (const delay of DELAYS) late.push(await delayed(poll, delay));
   for (const { poll, delay, p50 } of late) say(`${delay}, ${poll}: ${p50.toFixed(1)} µs late`);
   const shaped: Record<string, number> = {};
-  await circulate(LARGE, async (vireo, guests) => {
+  const dpdk = await circulate(LARGE, async (vireo, guests) => {
     for (const rate of RATES) {
       await vireo.control.setPort('b', { rateOut: rate });
       const [, received = 0] = await guests.rates(SHAPED_SECONDS);
@@ -69,30 +51,9 @@ export async function rules(turns: number, say: (line: string) => void): Promise
       say(`${rate}: ${(100 * shaped[rate]).toFixed(2)} %`);
     }
   });
-  const costs: Record<string, number[]> = {};
-  const dpdk = await circulate(SMALL, async (vireo, guests) => {
-    for (let turn = 0; turn < turns; turn++) {
-      for (const [name, change] of Object.entries(RULES)) {
-        const none = Object.fromEntries(Object.keys(change).map((field) => [field, null]));
-        for (const port of ['a', 'b']) await vireo.control.setPort(port, change);
-        if (name.startsWith('isolated')) await vireo.control.setPort('a', { isolated: true });
-        const rates = await guests.rates(WINDOW);
-        costs[name] = [...(costs[name] ?? []), 1e9 / rates.reduce((sum, rate) => sum + rate, 0)];
-        for (const port of ['a', 'b']) await vireo.control.setPort(port, { ...none, isolated: null });
-      }
-      for (const [name, edge] of Object.entries(TREES)) {
-        await inTree(vireo, guests, edge);
-        const rates = await guests.rates(WINDOW);
-        costs[name] = [...(costs[name] ?? []), 1e9 / rates.reduce((sum, rate) => sum + rate, 0)];
-        await vireo.control.setBridge('default', { rstp: null, maxAge: null, forwardDelay: null });
-      }
-    }
-  });
   return {
     machine: machine(),
     dpdk,
-    turns,
-    cost: Object.fromEntries(Object.entries(costs).map(([name, values]) => [name, spread(values)])),
     shaped,
     late,
     linux,
@@ -100,7 +61,7 @@ export async function rules(turns: number, say: (line: string) => void): Promise
 }
 
 /** Packets of `size` circulate between two ports of one testpmd while `during` runs; returns DPDK's version. */
-async function circulate(
+export async function circulate(
   size: number,
   during: (vireo: Vireo, guests: Testpmd) => Promise<void>,
 ): Promise<string> {
@@ -121,18 +82,6 @@ async function circulate(
   await guests.command(`start tx_first ${BURSTS}`);
   await during(vireo, guests);
   return guests.version;
-}
-
-/** The ports come into a tree, and forward when nobody has answered; what was under way is lost meanwhile. */
-async function inTree(vireo: Vireo, guests: Testpmd, edge: boolean): Promise<void> {
-  for (const port of ['a', 'b']) await vireo.control.setPort(port, { edge });
-  await vireo.control.setBridge('default', { rstp: true, maxAge: 6, forwardDelay: 4 });
-  await until('the ports forward', 60_000, async () => {
-    const { spanningTree } = await vireo.control.bridge('default');
-    return spanningTree!.ports.every(({ state }) => state === 'forwarding') || undefined;
-  });
-  await guests.command('stop');
-  await guests.command(`start tx_first ${BURSTS}`);
 }
 
 async function delayed(poll: 'adaptive' | 'busy', delay: string): Promise<Result['late'][number]> {
@@ -158,18 +107,8 @@ async function delayed(poll: 'adaptive' | 'busy', delay: string): Promise<Result
   return { poll, delay, p50: percentile(times, 50), p99: percentile(times, 99), early };
 }
 
-export function renderRules({ cost, shaped, late, turns, linux }: Result): string {
-  const least = cost['no rules']!.median;
+export function renderRules({ shaped, late, linux }: Result): string {
   return [
-    `Nanoseconds a packet of ${SMALL} B, both directions summed, with a rule on both ports that lets everything through: median (least to most) of ${turns} turns.`,
-    table(
-      ['', 'ns', 'more than without'],
-      Object.entries(cost).map(([name, found]) => [
-        name,
-        showSpread(found, 1),
-        name === 'no rules' ? '' : (found.median - least).toFixed(1),
-      ]),
-    ),
     `What a guest received of a rate asked with \`rate-out\`, frames of ${LARGE} B, over ${SHAPED_SECONDS} s:`,
     table(
       ['rate', 'received'],
@@ -211,6 +150,6 @@ function renderLinux({ delays, rates }: GuestResult): string[] {
 
 export function documentRules(result: Result): void {
   const peers = `Machine: ${result.machine}. Peer: DPDK ${result.dpdk}.`;
-  const method = `Method: one testpmd is both guests, ${BURSTS * 32} packets circulate in each direction; the switch has CPU ${SWITCH_CPU}, the guests CPU ${GUEST_CPU}. Rules are set and taken away while packets go. \`npm run bench -- rules\` repeats it.`;
-  writeSection('rules', ['## Rules', peers, method, renderRules(result)].join('\n\n'));
+  const method = `Method: where nothing else is said one testpmd is both guests, ${BURSTS * 32} packets circulate in each direction; the switch has CPU ${SWITCH_CPU}, the guests CPU ${GUEST_CPU}. \`npm run bench -- rules\` repeats it.`;
+  writeSection('rules', ['## Shaping and delays', peers, method, renderRules(result)].join('\n\n'));
 }
