@@ -1,29 +1,20 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { closeFd, openFds, Poller, send, socketPair } from '../../src/sys/index.ts';
+import { closeFd, openFds, send, socketPair } from '../../src/sys/index.ts';
 import { BackendSession } from '../../src/vhost/backend.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { features } from '../../src/virtio/features.ts';
-import { guest, OFFERED, OFFERED_PROTOCOL, type RawEnd, RecordingDevice, serve } from './harness.ts';
+import { forThisFile, OFFERED, OFFERED_PROTOCOL, type RawEnd, RecordingDevice, serve } from './harness.ts';
 
 const R = m.requests;
 const ACK = m.FLAG_NEED_REPLY;
 const run = promisify(execFile);
 
-let poller: Poller;
-let g: ReturnType<typeof guest>;
-before(() => {
-  poller = new Poller();
-  g = guest();
-});
-after(async () => {
-  g.close();
-  await poller.close();
-});
+const { poller, g } = forThisFile();
 
 const state = (index: number, num: number) => m.encodeVringState({ index, num });
 const address = (index: number, from = 0x7f00_0000_0000n) =>

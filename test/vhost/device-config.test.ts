@@ -1,8 +1,8 @@
 /** What a front-end says of the device, and reads of it: NET_SET_MTU, configuration space, status, reset. */
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { createSwitch } from '../../src/index.ts';
-import { openFds, Poller, sharedPoller, socketPair } from '../../src/sys/index.ts';
+import { openFds, sharedPoller, socketPair } from '../../src/sys/index.ts';
 import { FrontendSession } from '../../src/vhost/frontend.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
@@ -13,22 +13,13 @@ import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { RawGuest } from '../support/raw-guest.ts';
 import { sockets } from '../support/sockets.ts';
 import { until } from '../support/until.ts';
-import { guest, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice, serve } from './harness.ts';
+import { forThisFile, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice, serve } from './harness.ts';
 
 const R = m.requests;
 const ACK = m.FLAG_NEED_REPLY;
 const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, FAILED, DEVICE_NEEDS_RESET } = deviceStatus;
 
-let poller: Poller;
-let g: ReturnType<typeof guest>;
-before(() => {
-  poller = new Poller();
-  g = guest();
-});
-after(async () => {
-  g.close();
-  await poller.close();
-});
+const { poller, g } = forThisFile();
 
 function negotiated({ device = new RecordingDevice(), bits = OFFERED, settle = true } = {}) {
   const served = serve(poller, device);

@@ -2,28 +2,19 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { closeSync, constants, openSync, readFileSync, writeSync } from 'node:fs';
-import { after, before, test } from 'node:test';
-import { closeFd, openFds, Poller, send, socketPair } from '../../src/sys/index.ts';
+import { test } from 'node:test';
+import { closeFd, openFds, send, socketPair } from '../../src/sys/index.ts';
 import { decodeState, encodeState, LOAD, SAVE } from '../../src/vhost/device-state.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { sockets } from '../support/sockets.ts';
-import { guest, OFFERED, OFFERED_PROTOCOL, type RawEnd, RecordingDevice, serve } from './harness.ts';
+import { forThisFile, OFFERED, OFFERED_PROTOCOL, type RawEnd, RecordingDevice, serve } from './harness.ts';
 
 const R = m.requests;
 const TAKEN = m.VRING_NO_FD;
 const REFUSED = m.VRING_NO_FD | 1n;
 const STATE = { mtu: 1400, mac: '02:00:00:00:00:07' };
 
-let poller: Poller;
-let g: ReturnType<typeof guest>;
-before(() => {
-  poller = new Poller();
-  g = guest();
-});
-after(async () => {
-  g.close();
-  await poller.close();
-});
+const { poller, g } = forThisFile();
 
 function negotiated(timeout?: number) {
   const served = serve(poller, new RecordingDevice(), timeout);

@@ -3,9 +3,9 @@
  * run, after a reset; and what the device status says of it (virtio 1.3, 2.1, 2.2.2 and 3.1.1).
  */
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { createSwitch } from '../../src/index.ts';
-import { closeFd, openFds, Poller, sharedPoller, socketPair } from '../../src/sys/index.ts';
+import { closeFd, openFds, sharedPoller, socketPair } from '../../src/sys/index.ts';
 import { createInflight } from '../../src/vhost/inflight.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
@@ -14,7 +14,7 @@ import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { RawGuest } from '../support/raw-guest.ts';
 import { sockets } from '../support/sockets.ts';
 import { until } from '../support/until.ts';
-import { guest, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice, serve } from './harness.ts';
+import { forThisFile, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice, serve } from './harness.ts';
 
 const R = m.requests;
 const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, DEVICE_NEEDS_RESET } = deviceStatus;
@@ -34,16 +34,7 @@ const CHANNEL =
 const FOREIGN = OFFERED | features.VIRTIO_F_SR_IOV;
 const REFUSED = 'SET_FEATURES: VIRTIO_F_SR_IOV not offered';
 
-let poller: Poller;
-let g: ReturnType<typeof guest>;
-before(() => {
-  poller = new Poller();
-  g = guest();
-});
-after(async () => {
-  g.close();
-  await poller.close();
-});
+const { poller, g } = forThisFile();
 
 /** A session, and a front-end that asks for each answer: 0 for what was taken. */
 function session(device = new RecordingDevice()) {

@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { openFds, Poller, socketPair } from '../../src/sys/index.ts';
+import { openFds, socketPair } from '../../src/sys/index.ts';
 import { BackendSession } from '../../src/vhost/backend.ts';
 import { FRONTEND_PROTOCOL_FEATURES, FrontendSession } from '../../src/vhost/frontend.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { features, vhostProtocolFeatures } from '../../src/virtio/features.ts';
-import { guest, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice } from './harness.ts';
+import { forThisFile, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice } from './harness.ts';
 
 const R = m.requests;
 const REPLY = m.FLAG_REPLY;
@@ -15,16 +15,7 @@ const WANTED = features.VIRTIO_F_VERSION_1 | features.VIRTIO_NET_F_MRG_RXBUF | f
 const KNOWN_PROTOCOL = OFFERED_PROTOCOL & FRONTEND_PROTOCOL_FEATURES;
 const AGREED = (WANTED & OFFERED) | features.VHOST_USER_F_PROTOCOL_FEATURES;
 
-let poller: Poller;
-let g: ReturnType<typeof guest>;
-before(() => {
-  poller = new Poller();
-  g = guest();
-});
-after(async () => {
-  g.close();
-  await poller.close();
-});
+const { poller, g } = forThisFile();
 
 const ring = {
   size: 256,

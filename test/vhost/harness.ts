@@ -1,6 +1,7 @@
 /** What the tests of the vhost-user protocol share: a device that records, raw ends of a connection, a guest. */
+import { after } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { closeFd, eventfd, memfd, type Poller, receive, send, socketPair } from '../../src/sys/index.ts';
+import { closeFd, eventfd, memfd, Poller, receive, send, socketPair } from '../../src/sys/index.ts';
 import { BackendSession } from '../../src/vhost/backend.ts';
 import type {
   LogSetup,
@@ -270,4 +271,15 @@ export function guest(megabytes = 1) {
       for (const fd of fds) closeFd(fd);
     },
   };
+}
+
+/** A poller and a guest that the tests of a file share, and that go after the last of them. */
+export function forThisFile() {
+  const poller = new Poller();
+  const g = guest();
+  after(async () => {
+    g.close();
+    await poller.close();
+  });
+  return { poller, g };
 }

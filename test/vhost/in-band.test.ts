@@ -1,10 +1,10 @@
 /** In-band notifications: VRING_KICK from the front-end, VRING_CALL and VRING_ERR on the back-end channel. */
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
-import { closeFd, drain, openFds, Poller, signal, socketPair } from '../../src/sys/index.ts';
+import { test } from 'node:test';
+import { closeFd, drain, openFds, signal, socketPair } from '../../src/sys/index.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { vhostProtocolFeatures } from '../../src/virtio/features.ts';
-import { guest, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice, serve } from './harness.ts';
+import { forThisFile, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice, serve } from './harness.ts';
 
 const R = m.requests;
 const ACK = m.FLAG_NEED_REPLY;
@@ -13,16 +13,7 @@ const IN_BAND =
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_BACKEND_REQ |
   vhostProtocolFeatures.VHOST_USER_PROTOCOL_F_REPLY_ACK;
 
-let poller: Poller;
-let g: ReturnType<typeof guest>;
-before(() => {
-  poller = new Poller();
-  g = guest();
-});
-after(async () => {
-  g.close();
-  await poller.close();
-});
+const { poller, g } = forThisFile();
 
 const state = (index: number, num = 0) => m.encodeVringState({ index, num });
 

@@ -1,8 +1,8 @@
 /** Memory regions one by one: GET_MAX_MEM_SLOTS, ADD_MEM_REG, REM_MEM_REG. */
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { createSwitch } from '../../src/index.ts';
-import { openFds, Poller, sharedPoller, socketPair } from '../../src/sys/index.ts';
+import { openFds, sharedPoller, socketPair } from '../../src/sys/index.ts';
 import { FrontendSession } from '../../src/vhost/frontend.ts';
 import * as m from '../../src/vhost/messages.ts';
 import { features } from '../../src/virtio/features.ts';
@@ -11,21 +11,12 @@ import { BROADCAST, frame, mac } from '../support/ethernet.ts';
 import { GUEST, numbered, numberOf, RawGuest, USER } from '../support/raw-guest.ts';
 import { sockets } from '../support/sockets.ts';
 import { until } from '../support/until.ts';
-import { guest, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice, serve } from './harness.ts';
+import { forThisFile, OFFERED, OFFERED_PROTOCOL, RawEnd, RecordingDevice, serve } from './harness.ts';
 
 const R = m.requests;
 const ACK = m.FLAG_NEED_REPLY;
 
-let poller: Poller;
-let g: ReturnType<typeof guest>;
-before(() => {
-  poller = new Poller();
-  g = guest();
-});
-after(async () => {
-  g.close();
-  await poller.close();
-});
+const { poller, g } = forThisFile();
 
 /** The i-th page of the guest's memory, as a region of its own. */
 const page = (i: number, size = 0x1000n): m.RegionLayout => ({
