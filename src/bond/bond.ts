@@ -3,12 +3,12 @@
  * members of a table, and takes what comes from those that are open (src/dataplane/bond.ts); which ones these are is
  * decided here, by the mode and the members' links.
  */
-import { randomBytes } from 'node:crypto';
 import type { Arena, BondMemberStruct, BondStruct, Range, Structures, VringStruct } from '../arena/index.ts';
 import type { DetailOfKind, Port, PortEvents } from '../ports/port.ts';
 import type { BondMemberStatus, Counters, PortSpec, PortStatus } from '../switch/types.ts';
 import { DROP_REASONS } from '../vhost/drop-reasons.ts';
 import { nextFlowTable } from '../vhost/flow-table.ts';
+import { randomMac } from '../virtio/random-mac.ts';
 import type { Workers } from '../workers/workers.ts';
 import { Lacp } from './lacp.ts';
 import { answerMarker } from './lacpdu.ts';
@@ -319,10 +319,3 @@ export class BondPort implements Port {
 
 const isSame = (one: Member[], other: Member[]): boolean =>
   one.length === other.length && one.every((member) => other.includes(member));
-
-/** Locally administered, of one station. */
-function randomMac(): string {
-  const bytes = randomBytes(6);
-  bytes[0] = (bytes[0]! & 0xfc) | 2;
-  return bytes.toString('hex').replace(/..(?=.)/g, '$&:');
-}

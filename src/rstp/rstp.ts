@@ -2,13 +2,13 @@
  * RSTP in a switch: a Tree for each bridge that has it, told of links, seconds and messages, whose decisions go to the
  * data plane (src/dataplane/span.ts).
  */
-import { randomBytes } from 'node:crypto';
 import { type Arena, clock, type Structures } from '../arena/index.ts';
 import type { PortRules } from '../rules/index.ts';
 import { REASONS } from '../rules/reasons.ts';
 import { setPortState } from '../rules/rstp.ts';
 import { bridgeOf } from '../switch/bridges.ts';
 import type { BridgeSpec, PortSpec, RstpBridgeStatus, RstpPortStatus } from '../switch/types.ts';
+import { randomMac } from '../virtio/random-mac.ts';
 import type { Workers } from '../workers/workers.ts';
 import { type Bpdu, readBpdu, writeBpdu } from './bpdu.ts';
 import { DEFAULTS } from './defaults.ts';
@@ -328,10 +328,3 @@ function settingsOf({ spec, slot }: Member): PortSettings {
 
 const differs = (port: Port, settings: PortSettings): boolean =>
   Object.entries(settings).some(([field, value]) => port[field as keyof PortSettings] !== value);
-
-/** Of one station, administered locally (IEEE 802). */
-function randomMac(): string {
-  const bytes = randomBytes(6);
-  bytes[0] = (bytes[0]! & 0xfc) | 2;
-  return bytes.toString('hex').replace(/..(?=.)/g, '$&:');
-}

@@ -573,22 +573,33 @@ export function parseFields(words: readonly string[], example: string): Record<s
   return change;
 }
 
+/** Throws SwitchError `BAD_SPEC` for what is no map. */
+function fieldsToSet(change: unknown, example: string): object {
+  if (typeof change === 'object' && change !== null && !Array.isArray(change)) return change;
+  throw new SwitchError('BAD_SPEC', `expected the fields to set, such as ${example}, found ${show(change)}`);
+}
+
+/** With some fields set anew; null takes one away. */
+const changed = (spec: object, fields: object): object =>
+  Object.fromEntries(Object.entries({ ...spec, ...fields }).filter(([, value]) => value !== null));
+
+function changedButName(spec: object, change: unknown, example: string): object {
+  const fields = fieldsToSet(change, example);
+  if (!Object.hasOwn(fields, 'name')) return changed(spec, fields);
+  throw new SwitchError('BAD_SPEC', `name: it stays; expected the fields to set, such as ${example}`, 'name');
+}
+
 /** The port with some fields set anew, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
 export function changePortSpec(spec: PortSpec, change: unknown): PortSpec {
-  if (typeof change !== 'object' || change === null || Array.isArray(change))
-    throw new SwitchError(
-      'BAD_SPEC',
-      `expected the fields to set, such as { "isolated": true }, found ${show(change)}`,
-    );
-  for (const field of Object.keys(change)) {
+  const fields = fieldsToSet(change, '{ "isolated": true }');
+  for (const field of Object.keys(fields)) {
     if (SETTABLE.includes(field)) continue;
     const why = portKeys.includes(field)
       ? `expected a field that can be set while the port is there (${SETTABLE.join(', ')}): remove the port and add it anew`
       : `unknown key, ${didYouMean(field, SETTABLE)}`;
     throw new SwitchError('BAD_SPEC', `${field.slice(0, 60)}: ${why}`, field.slice(0, 60));
   }
-  const merged = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== null);
-  return checkPortSpec(Object.fromEntries(merged));
+  return checkPortSpec(changed(spec, fields));
 }
 
 function checked<T>(schema: z.ZodType, keys: readonly string[], value: unknown): T {
@@ -618,18 +629,12 @@ export function checkMirrorSpec(value: unknown): MirrorSpec {
 
 /** The bridge with some fields set anew, checked. Throws SwitchError `BAD_SPEC` that names every faulty field. */
 export function changeBridgeSpec(spec: BridgeSpec, change: unknown): BridgeSpec {
-  if (typeof change !== 'object' || change === null || Array.isArray(change) || Object.hasOwn(change, 'name'))
-    throw new SwitchError('BAD_SPEC', 'expected the fields to set, such as { "ageing": 60 }');
-  const merged = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== null);
-  return checkBridgeSpec(Object.fromEntries(merged));
+  return checkBridgeSpec(changedButName(spec, change, '{ "ageing": 60 }'));
 }
 
 /** The mirror with some fields set anew, checked by itself. Throws SwitchError `BAD_SPEC` that names every faulty field. */
 export function changeMirrorSpec(spec: MirrorSpec, change: unknown): MirrorSpec {
-  if (typeof change !== 'object' || change === null || Array.isArray(change) || Object.hasOwn(change, 'name'))
-    throw new SwitchError('BAD_SPEC', 'expected the fields to set, such as { "direction": "in" }');
-  const merged = Object.entries({ ...spec, ...change }).filter(([, value]) => value !== null);
-  return checkMirrorSpec(Object.fromEntries(merged));
+  return checkMirrorSpec(changedButName(spec, change, '{ "direction": "in" }'));
 }
 
 const captureObject = z.strictObject(

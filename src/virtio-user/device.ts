@@ -6,13 +6,13 @@
  * chooses where frames come. Frames are Ethernet frames without the virtio-net header. Sending and receiving are
  * plain function calls on shared memory; only a peer that sleeps costs a system call.
  */
-import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { setImmediate as turn } from 'node:timers/promises';
 import { Arena, type Dataplane } from '../arena/index.ts';
 import { drain, EPOLLIN, Epoll, type PollerLease, sharedNotifier, sharedPoller } from '../sys/index.ts';
 import { featureNames, features } from '../virtio/features.ts';
 import { type Offload, readNetHeader, writeNetHeader } from '../virtio/net-header.ts';
+import { randomMac } from '../virtio/random-mac.ts';
 import { ControlQueue } from './control-queue.ts';
 import { asVirtioUserError, VirtioUserError } from './errors.ts';
 import { Link } from './link.ts';
@@ -479,11 +479,4 @@ export class VirtioUser extends EventEmitter<VirtioUserEvents> {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
-}
-
-/** An address of the local kind, for one device. */
-function randomMac(): string {
-  const octets = randomBytes(6);
-  octets[0] = (octets[0]! & 0xfc) | 2;
-  return octets.toString('hex').replace(/..(?!$)/g, '$&:');
 }
