@@ -1,6 +1,6 @@
 /**
  * The rings of a port that is no guest: on one side the switch's device, as any guest has one, with all that the data
- * plane does for it; on the other a driver's rings, whose buffers a channel (channels.ts) fills and
+ * plane does for it; on the other a driver's rings, whose buffers a channel (channel.ts) fills and
  * empties.
  */
 import type { Arena, Range, Structures, TransferStruct } from '../arena/index.ts';
